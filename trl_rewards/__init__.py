@@ -1,0 +1,82 @@
+"""trl-rewards: reward sources, shaping, aggregation and advantages for TRL trainers, as plugins composed in YAML."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trl_rewards.components import (
+    Advantage,
+    Combiner,
+    Context,
+    Reward,
+    RewardBatch,
+    Score,
+    Scores,
+    Shaper,
+    TokenReward,
+    TrainableReward,
+)
+from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.hookspecs import hookimpl
+from trl_rewards.samples import Failed, Samples
+
+if TYPE_CHECKING:
+    from trl_rewards.loading import load_advantage, load_combiner, load_reward, load_shaper
+    from trl_rewards.pipeline import Pipeline
+    from trl_rewards.plugins import load_plugins
+    from trl_rewards.recipe import Recipe
+    from trl_rewards.trainers.grpo import GRPOTrainer
+    from trl_rewards.trainers.rloo import RLOOTrainer
+
+__version__ = "0.1.0"
+
+_LAZY = {  # name -> module; loaded on first use, since torch and trl take seconds
+    "load_reward": "loading",
+    "load_combiner": "loading",
+    "load_shaper": "loading",
+    "load_advantage": "loading",
+    "load_plugins": "plugins",
+    "Recipe": "recipe",
+    "Pipeline": "pipeline",
+    "GRPOTrainer": "trainers.grpo",
+    "RLOOTrainer": "trainers.rloo",
+}
+
+__all__ = [
+    "Advantage",
+    "Combiner",
+    "Context",
+    "Failed",
+    "GRPOTrainer",
+    "Pipeline",
+    "PluginError",
+    "RLOOTrainer",
+    "Recipe",
+    "RecipeError",
+    "Reward",
+    "RewardBatch",
+    "RewardError",
+    "Samples",
+    "Score",
+    "Scores",
+    "Shaper",
+    "TokenReward",
+    "TrainableReward",
+    "hookimpl",
+    "load_advantage",
+    "load_combiner",
+    "load_plugins",
+    "load_reward",
+    "load_shaper",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

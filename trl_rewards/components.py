@@ -1,0 +1,226 @@
+"""The four kinds of component. Subclass one, annotate its options, register it: that is a plugin.
+
+Every subclass becomes a keyword-only dataclass by itself, so its annotated fields are its YAML options. A string
+literal under a field documents it (`trl-rewards show` prints it). Raise plain ValueError or TypeError from
+`__post_init__` when an option is wrong; the recipe's path is added for you.
+
+Shapes: N rows after gather, K sources, T completion tokens, G group size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
+
+from trl_rewards.errors import RewardError
+from trl_rewards.samples import Failed, Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+Score = float | None | Failed
+"""One row's score: a number, None for "no opinion", Failed for "could not say". The last two are holes."""
+
+
+@dataclass
+class Context:
+    """What a component may want to know when a run starts."""
+
+    device: Any = "cpu"
+    """torch.device of this rank."""
+    seed: int = 0
+    base_dir: str = "."
+    """Folder that relative paths of a recipe are relative to."""
+    trainer_state: Any = None
+    """transformers.TrainerState, or None offline."""
+    log_metric: Callable[[str, float], None] | None = None
+    log_extra: Callable[[str, list], None] | None = None
+
+
+@dataclass_transform(kw_only_default=True)
+class Component:
+    """What all components share: options as dataclass fields, columns, and a state that checkpoints keep."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Dataset columns that it reads (`("*",)`: all). Checked before any model is loaded; override `reads` if an option
+    names one."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclass(kw_only=True, eq=False)(cls)
+
+    def reads(self) -> tuple[str, ...]:
+        """Dataset columns that this instance reads."""
+        return self.columns
+
+    def setup(self, context: Context) -> None:
+        """Load what is heavy. Called once per process, before the policy is loaded."""
+
+    def close(self) -> None:
+        """Release what `setup` took."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep (tensors, numbers, strings, lists, dicts). Empty for a stateless component."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint has {', '.join(state)}")
+
+
+class Reward(Component):
+    """A reward source: says how good each completion is. An instance is also a TRL reward function."""
+
+    scope: ClassVar[Literal["sample", "group"]] = "sample"
+    """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
+    deterministic: ClassVar[bool] = True
+    """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+
+    def score(self, samples: Samples) -> list[Score]:
+        """One score per row: a float, None for "no opinion", or Failed(reason)."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(self, samples)")
+
+    async def ascore(self, samples: Samples) -> list[Score]:
+        """`score` for sources that wait for a network. If a subclass defines it, it is used instead of `score`."""
+        raise NotImplementedError
+
+    def is_async(self) -> bool:
+        """Whether `ascore` is the method to call."""
+        return type(self).ascore is not Reward.ascore
+
+    def __call__(self, prompts, completions, completion_ids=None, **columns) -> list[float | None]:
+        """TRL's reward function: works in an unmodified `trl.GRPOTrainer(reward_funcs=[…])`. Holes become None."""
+        if self.scope == "group":
+            raise RewardError(
+                f"reward {type(self).__name__!r} compares whole groups, which TRL does not hand to reward functions; "
+                "use trl_rewards.GRPOTrainer(pipeline=…), which gathers them"
+            )
+        state = columns.get("trainer_state")
+        samples = Samples(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids or [],
+            columns={
+                name: values for name, values in columns.items() if isinstance(values, list) and name not in _TRL_EXTRAS
+            },
+            step=state.global_step if state else 0,
+            max_steps=state.max_steps if state else 0,
+        )
+        missing = samples.missing(self.reads())
+        if missing:
+            there = ", ".join(samples.columns) or "no other columns"
+            raise RewardError(
+                f"reward {type(self).__name__!r} needs dataset column {', '.join(map(repr, missing))}; "
+                f"the dataset has {there}"
+            )
+        scores = asyncio.run(self.ascore(samples)) if self.is_async() else self.score(samples)
+        return [None if isinstance(score, Failed) else score for score in scores]
+
+
+_TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric", "environments")
+
+
+class TokenReward(Reward):
+    """A process reward: one value per completion token. As a scalar source it counts as the sum of its values."""
+
+    def score_tokens(self, samples: Samples) -> list[list[float]]:
+        """One value per completion token, row by row; lengths equal `samples.lengths`."""
+        raise NotImplementedError(f"{type(self).__name__} must define score_tokens(self, samples)")
+
+    def score(self, samples: Samples) -> list[Score]:
+        """Sum of the token values of each row."""
+        return [sum(values) for values in self.score_tokens(samples)]
+
+
+class TrainableReward(Reward):
+    """A reward that learns while the policy does. It owns its optimiser and keeps both in `state_dict`."""
+
+    def update(self, batch: RewardBatch) -> dict[str, float]:
+        """Learn from a scored batch; the returned metrics are logged."""
+        raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
+
+
+class Scores(NamedTuple):
+    """All sources' scores of a gathered batch, holes included."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """(N, K) float32; NaN is a hole."""
+    status: Tensor
+    """(N, K) uint8; see `Status`."""
+    weights: Tensor
+    """(K,) float32, schedules applied."""
+    group_size: int
+
+
+class Status:
+    """What a cell of `Scores.status` says."""
+
+    OK, ABSTAINED, FAILED, TIMEOUT = range(4)
+
+
+class RewardBatch(NamedTuple):
+    """A scored batch, the same on every rank."""
+
+    rewards: Tensor
+    """(N,) float32 totals; NaN marks a row without a score, which gets advantage 0 and enters no baseline."""
+    scores: Scores
+    """Raw source scores, before shaping."""
+    samples: Samples
+    mask: Tensor | None = None
+    """(N, T) 1 where a token is the policy's own and trained on."""
+    token_rewards: Tensor | None = None
+    """(N, T)"""
+    values: Tensor | None = None
+    """(N, T) critic values."""
+    logps: Tensor | None = None
+    """(N, T)"""
+    ref_logps: Tensor | None = None
+    """(N, T)"""
+    shaped: Tensor | None = None
+    """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+
+
+class Combiner(Component):
+    """Makes one number of many: (N, K) scores -> (N,). A row without any score stays NaN."""
+
+    def __call__(self, scores: Scores, samples: Samples) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, scores, samples)")
+
+
+class Shaper(Component):
+    """Bends a reward: (N,) -> (N,). NaN rows stay NaN and take no part in statistics."""
+
+    def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
+
+
+class Advantage(Component):
+    """Turns rewards into a learning signal: (N,) per sequence, or (N, T) per token. NaN rewards give exactly 0."""
+
+    level: ClassVar[Literal["sequence", "token"]] = "sequence"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of RewardBatch that must be there, such as {"values"}: a trainer without them refuses it early."""
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")
+
+
+KINDS: dict[str, type[Component]] = {
+    "reward": Reward,
+    "combiner": Combiner,
+    "shaper": Shaper,
+    "advantage": Advantage,
+}
+
+
+def resolve_path(path: str, base_dir: str) -> str:
+    """A path from a recipe: absolute, relative to the recipe's folder, or to the working directory."""
+    expanded = os.path.expanduser(path)
+    beside = os.path.join(base_dir, expanded)
+    return beside if not os.path.isabs(expanded) and os.path.exists(beside) else expanded

@@ -1,0 +1,113 @@
+"""Datasets of recipes: Hub names, local files, folders and bundled ones, with columns mapped to what rewards read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_rewards import bundled
+from trl_rewards.components import resolve_path
+from trl_rewards.errors import RecipeError, did_you_mean
+from trl_rewards.recipe import DatasetSpec, Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+BUNDLED = "bundled:"
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> DatasetDict:
+    """All splits of a recipe's dataset, columns mapped. RecipeError if it is not there or has no rows.
+
+    `script` and `mixture` are TRL's ScriptArguments and DatasetMixtureConfig.
+    """
+    if mixture is not None and mixture.datasets:
+        from trl import get_dataset
+
+        splits = get_dataset(mixture)
+    elif script.dataset_name:
+        splits = load_splits(script.dataset_name, recipe.base_dir, script.dataset_config, script.dataset_streaming)
+    else:
+        raise RecipeError(["dataset_name: a dataset is needed: a Hub name, a file or `bundled:tiny`"], recipe.source)
+    problems = []
+    for name, dataset in splits.items():
+        if not script.dataset_streaming and len(dataset) == 0:
+            problems.append(f"dataset_name: split {name!r} of {script.dataset_name!r} has no rows")
+    if script.dataset_train_split not in splits:
+        there = ", ".join(splits)
+        problems.append(f"dataset_train_split: no split {script.dataset_train_split!r} (there is {there})")
+    if problems:
+        raise RecipeError(problems, recipe.source)
+    mapped = {name: map_columns(dataset, recipe.dataset, recipe.source) for name, dataset in splits.items()}
+    return type(splits)(mapped)
+
+
+def load_splits(name: str, base_dir: str = ".", config: str | None = None, streaming: bool = False) -> DatasetDict:
+    """`bundled:NAME`, a .json, .jsonl, .parquet or .csv file, a folder of them (one per split), or a Hub name."""
+    import datasets
+
+    if name.startswith(BUNDLED):
+        return bundled.load_data(name.removeprefix(BUNDLED))
+    path = Path(resolve_path(name, base_dir))
+    if path.is_file():
+        return datasets.load_dataset(_builder(path), data_files={"train": str(path)}, streaming=streaming)
+    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _BUILDERS} if path.is_dir() else {}
+    if files:
+        builder = _builder(next(iter(files.values())))
+        return datasets.load_dataset(
+            builder, data_files={split: str(file) for split, file in files.items()}, streaming=streaming
+        )
+    if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
+        raise RecipeError([f"dataset_name: no file {name!r} in {os.path.abspath(base_dir)} or {os.getcwd()}"])
+    try:
+        loaded = datasets.load_dataset(name, name=config, streaming=streaming)
+    except (OSError, ValueError) as error:  # unreachable, unknown, or not a dataset
+        raise RecipeError([f"dataset_name: {name!r} is no local file, and the Hub says: {error}"]) from error
+    return loaded
+
+
+def _builder(path: Path) -> str:
+    if path.suffix not in _BUILDERS:
+        raise RecipeError([f"dataset_name: {path.name!r} is not one of {', '.join(_BUILDERS)}"])
+    return _BUILDERS[path.suffix]
+
+
+def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> Dataset:
+    """Rename columns as `dataset.columns` says, and make chat prompts where the recipe asks for them."""
+    names = list(dataset.column_names or [])
+    problems = [
+        f"dataset.columns.{new}: the dataset has no column {old!r}{did_you_mean(old, names)} (it has {', '.join(names)})"
+        for new, old in spec.columns.items()
+        if old not in names
+    ]
+    if problems:
+        raise RecipeError(problems, source)
+    taken = [new for new, old in spec.columns.items() if new in names and new != old and new not in spec.columns.values()]
+    dataset = dataset.remove_columns(taken)
+    dataset = dataset.rename_columns({old: new for new, old in spec.columns.items() if new != old})
+    if "prompt" not in (dataset.column_names or ["prompt"]):
+        raise RecipeError(
+            [f"the dataset has no column 'prompt' but {', '.join(names)}; map one: dataset: {{columns: {{prompt: …}}}}"],
+            source,
+        )
+    if spec.chat or spec.system_prompt:
+        dataset = dataset.map(_to_chat, fn_kwargs={"system_prompt": spec.system_prompt})
+    return dataset
+
+
+def _to_chat(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]:
+    prompt = row["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system_prompt:
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    return {"prompt": messages}
+
+
+def model_path(name: str, base_dir: str = ".") -> str:
+    """A policy's path: `bundled:NAME`, a folder beside the recipe, or a Hub name as it is."""
+    if name.startswith(BUNDLED):
+        return str(bundled.model_path(name.removeprefix(BUNDLED)))
+    resolved = resolve_path(name, base_dir)
+    return resolved if os.path.isdir(resolved) else name

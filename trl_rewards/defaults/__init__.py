@@ -1,0 +1,48 @@
+"""The core's own plugin, registered like any other. Components here are common practice or TRL's own formulae."""
+
+from trl_rewards.hookspecs import hookimpl
+
+
+@hookimpl
+def register_rewards():
+    return {
+        "accuracy": "trl_rewards.defaults.accuracy:Accuracy",
+        "exact_match": "trl_rewards.defaults.rules:ExactMatch",
+        "function": "trl_rewards.loading:FunctionReward",
+        "length": "trl_rewards.defaults.rules:Length",
+        "model": "trl_rewards.defaults.model:Model",
+        "regex_format": "trl_rewards.defaults.rules:RegexFormat",
+    }
+
+
+@hookimpl
+def register_combiners():
+    return {
+        "mean": "trl_rewards.defaults.combiners:Mean",
+        "median": "trl_rewards.defaults.combiners:Median",
+        "min": "trl_rewards.defaults.combiners:Min",
+        "normalize_then_sum": "trl_rewards.defaults.combiners:NormalizeThenSum",
+        "product": "trl_rewards.defaults.combiners:Product",
+        "weighted_sum": "trl_rewards.defaults.combiners:WeightedSum",
+    }
+
+
+@hookimpl
+def register_shapers():
+    return {
+        "clip": "trl_rewards.defaults.shapers:Clip",
+        "scale": "trl_rewards.defaults.shapers:Scale",
+        "sigmoid": "trl_rewards.defaults.shapers:Sigmoid",
+        "tanh": "trl_rewards.defaults.shapers:Tanh",
+        "whiten": "trl_rewards.defaults.shapers:Whiten",
+    }
+
+
+@hookimpl
+def register_advantages():
+    return {
+        "batch_norm": "trl_rewards.defaults.advantages:BatchNorm",
+        "center": "trl_rewards.defaults.advantages:Center",
+        "group_norm": "trl_rewards.defaults.advantages:GroupNorm",
+        "leave_one_out": "trl_rewards.defaults.advantages:LeaveOneOut",
+    }

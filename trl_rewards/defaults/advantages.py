@@ -1,0 +1,67 @@
+"""The advantages of GRPO, Dr. GRPO and RLOO, one number per sequence: (N,) -> (N,).
+
+A row without a reward gets 0 and enters no baseline; a group with equal rewards, or with one scored row, gives 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trl_rewards.components import Advantage, RewardBatch
+from trl_rewards.maths import centered, std, zscore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GroupNorm(Advantage):
+    """GRPO: (r - group mean) / (group std + eps), sample deviation.  https://huggingface.co/papers/2402.03300
+
+    Equal to TRL's `scale_rewards: group`.
+    """
+
+    eps: float = 1e-4
+    """TRL's value; the paper has none."""
+    ddof: int = 1
+    """1: sample deviation, as in TRL; 0: population deviation."""
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        return zscore(batch.rewards, batch.scores.group_size, self.eps, self.ddof).nan_to_num(nan=0.0)
+
+
+class Center(Advantage):
+    """Dr. GRPO: r - group mean, without division.  https://huggingface.co/papers/2503.20783
+
+    Equal to TRL's `scale_rewards: none`.
+    """
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        return centered(batch.rewards, batch.scores.group_size).nan_to_num(nan=0.0)
+
+
+class BatchNorm(Advantage):
+    """(r - group mean) / (std of all rewards in the batch + eps), sample deviation.
+
+    Equal to TRL's `scale_rewards: batch` ("Tricks or Traps?", https://huggingface.co/papers/2508.08221). The deviation
+    is that of the raw rewards, not of the centred ones.
+    """
+
+    eps: float = 1e-4
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        deviations = centered(batch.rewards, batch.scores.group_size)
+        return (deviations / (std(batch.rewards) + self.eps)).nan_to_num(nan=0.0)
+
+
+class LeaveOneOut(Advantage):
+    """RLOO: r minus the mean reward of the other rows of its group.  https://huggingface.co/papers/2402.14740
+
+    Equal to TRL's RLOO with `beta: 0`, whose KL term it does not have.
+    """
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        group_size = batch.scores.group_size
+        scored = (~batch.rewards.isnan()).view(-1, group_size).sum(dim=1).repeat_interleave(group_size)
+        # r_i - (Σ - r_i) / (n - 1) = (r_i - mean) · n / (n - 1), which is exactly 0 in constant groups.
+        factor = scored / (scored - 1).clamp(min=1)
+        return (centered(batch.rewards, group_size) * factor).nan_to_num(nan=0.0)

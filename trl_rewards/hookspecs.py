@@ -1,0 +1,56 @@
+"""The hooks a plugin may implement. Mark yours with `@trl_rewards.hookimpl`.
+
+Declarations are called once, when plugins are loaded, and return `{name: class}` or `{name: "module:Class"}`; the
+string form is imported only when the component is asked for, which keeps `trl-rewards list` quick.
+Moments are called while a run goes on. Scoring never goes through a hook: a recipe is an ordered choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from trl_rewards.components import Advantage, Combiner, Reward, Shaper
+    from trl_rewards.recipe import Recipe
+
+PROJECT = "trl_rewards"  # plugin manager, marker and entry-point group share this name
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_rewards() -> Mapping[str, type[Reward] | str]:  # type: ignore[empty-body]
+    """Reward sources, by the name that recipes use under `rewards:`."""
+
+
+@hookspec
+def register_combiners() -> Mapping[str, type[Combiner] | str]:  # type: ignore[empty-body]
+    """Combiners (N, K) -> (N,), by the name that recipes use under `combine:`."""
+
+
+@hookspec
+def register_shapers() -> Mapping[str, type[Shaper] | str]:  # type: ignore[empty-body]
+    """Shapers (N,) -> (N,), by the name that recipes use under `shape:`, of one source or of the total."""
+
+
+@hookspec
+def register_advantages() -> Mapping[str, type[Advantage] | str]:  # type: ignore[empty-body]
+    """Advantages (N,) -> (N,) or (N, T), by the name that recipes use under `advantage:`."""
+
+
+@hookspec
+def register_tools() -> Mapping[str, Any]:  # type: ignore[empty-body]
+    """Tools for tool-using judges: `{name: "module:function"}`."""
+
+
+@hookspec
+def trainer_ready(trainer: Any, recipe: Recipe) -> None:
+    """A recipe's trainer has been built, before the first step. Add callbacks here. The return value is ignored."""
+
+
+@hookspec
+def batch_scored(batch: Any, step: int) -> None:
+    """A training batch has its rewards, on every rank, before advantages. `batch` is a RewardBatch; do not change it."""

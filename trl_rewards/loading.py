@@ -1,0 +1,202 @@
+"""From a name and options to a component, with every wrong option reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import textwrap
+import typing
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from trl_rewards.components import Advantage, Combiner, Component, Context, Reward, Score, Shaper
+from trl_rewards.errors import PluginError, RecipeError, did_you_mean
+from trl_rewards.plugins import component_class, load_target
+from trl_rewards.samples import Samples
+
+
+def load_reward(use: str, /, **options: Any) -> Reward:
+    """A reward source by name, `plugin/name`, `./file.py:thing` or `package.module:thing`.
+
+    The instance is a TRL reward function: `trl.GRPOTrainer(reward_funcs=[load_reward("bleuberi")], …)`.
+    Raises PluginError if it cannot be found and RecipeError if an option is wrong.
+    """
+    reward = _load("reward", use, options)
+    reward.setup(Context())
+    return reward
+
+
+def load_combiner(use: str, /, **options: Any) -> Combiner:
+    """A combiner by name. Raises as `load_reward` does."""
+    return _load("combiner", use, options)
+
+
+def load_shaper(use: str, /, **options: Any) -> Shaper:
+    """A shaper by name. Raises as `load_reward` does."""
+    return _load("shaper", use, options)
+
+
+def load_advantage(use: str, /, **options: Any) -> Advantage:
+    """An advantage by name. Raises as `load_reward` does."""
+    return _load("advantage", use, options)
+
+
+def _load(kind: str, use: str, options: dict[str, Any]) -> Any:
+    component, problems = build(kind, use, options)
+    if problems:
+        raise RecipeError(problems, source=f"{kind} {use!r}")
+    return component
+
+
+def build(kind: str, use: str, options: dict[str, Any], base_dir: str = ".") -> tuple[Any, list[str]]:
+    """The component, or None and every problem with it. PluginError only through `component_class`, as a problem."""
+    try:
+        cls = component_class(kind, use, base_dir)
+    except PluginError as error:
+        return None, [str(error)]
+    if not isinstance(cls, type):  # a plain TRL reward function: its options are keyword arguments of each call
+        cls, options = FunctionReward, {"path": use, "kwargs": options}
+    problems = check_options(cls, options)
+    if problems:
+        return None, problems
+    try:
+        component = cls(**options)
+        if isinstance(component, FunctionReward):
+            component.resolve(base_dir)
+    except (ValueError, TypeError, PluginError) as error:
+        return None, [f"with: {error}"]
+    name = use.rpartition(":")[2] if ":" in use else use.rpartition("/")[2]
+    component.__name__ = name  # TRL names a reward function's metrics by it
+    return component, []
+
+
+def options_of(cls: type[Component]) -> list[dataclasses.Field]:
+    """The fields that are YAML options."""
+    return [option for option in dataclasses.fields(cls) if option.init]  # type: ignore[arg-type]
+
+
+def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
+    """Every problem with the options of a component: unknown, missing, or of the wrong type."""
+    import pydantic
+
+    known = {option.name: option for option in options_of(cls)}
+    problems = []
+    for name in options:
+        if name not in known:
+            wanted = ", ".join(known) or "no options"
+            problems.append(f"with: unknown option {name!r}{did_you_mean(name, known)} (it takes {wanted})")
+    types = typing.get_type_hints(cls)
+    for name, option in known.items():
+        if name not in options:
+            if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
+                problems.append(f"with: {name} is required ({type_name(types[name])})")
+            continue
+        try:
+            pydantic.TypeAdapter(types[name]).validate_python(options[name], strict=True)
+        except pydantic.ValidationError as error:
+            why = error.errors()[0]["msg"].lower()
+            problems.append(f"with.{name}: must be {type_name(types[name])}, got {options[name]!r} ({why})")
+    return problems
+
+
+def type_name(annotation: Any) -> str:
+    """A type as a YAML author would say it."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(repr(value) for value in typing.get_args(annotation))
+    return str(annotation).replace("typing.", "")
+
+
+def option_docs(cls: type[Component]) -> dict[str, str]:
+    """The string literal under each field, by field name, base classes included."""
+    import ast
+
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):
+            continue
+        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+        for field, doc in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+                if isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str):
+                    docs[field.target.id] = inspect.cleandoc(doc.value.value)
+    return docs
+
+
+class FunctionReward(Reward):
+    """Any TRL reward function, sync or async, with arguments that a TRL YAML cannot give it.
+
+    `use: ./my_reward.py:close_enough` is short for `use: function, with: {path: ./my_reward.py:close_enough}`.
+    It sees all dataset columns, `trainer_state`, `log_metric` and `log_extra`, as in TRL.
+    """
+
+    columns = ("*",)
+    deterministic = False  # nothing is known of a stranger's function
+
+    path: str
+    """`./file.py:function` or `package.module:function`."""
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of every call."""
+    factory: dict[str, Any] | None = None
+    """If given, `path` is called once with these and returns the reward function."""
+
+    def resolve(self, base_dir: str) -> None:
+        """Import the function. PluginError says what is wrong with `path`."""
+        function = load_target(self.path, base_dir)
+        self.function: Callable[..., Any] = function(**self.factory) if self.factory is not None else function
+        if not callable(self.function):
+            raise TypeError(f"{self.path!r} is not a function but {self.function!r}")
+        self.context = Context()
+
+    def setup(self, context: Context) -> None:
+        self.context = context
+
+    def is_async(self) -> bool:
+        call = getattr(self.function, "__call__", None)  # noqa: B004: an object whose __call__ is a coroutine
+        return inspect.iscoroutinefunction(inspect.unwrap(self.function)) or inspect.iscoroutinefunction(call)
+
+    def score(self, samples: Samples) -> list[Score]:
+        return self.function(**self._arguments(samples))
+
+    async def ascore(self, samples: Samples) -> list[Score]:
+        return await self.function(**self._arguments(samples))
+
+    def _arguments(self, samples: Samples) -> dict[str, Any]:
+        progress = SimpleNamespace(global_step=samples.step, max_steps=samples.max_steps)
+        return {
+            **samples.columns,
+            "prompts": samples.prompts,
+            "completions": samples.completions,
+            "completion_ids": samples.completion_ids,
+            "trainer_state": self.context.trainer_state or progress,
+            "log_metric": self.context.log_metric or (lambda name, value: None),
+            "log_extra": self.context.log_extra or (lambda column, values: None),
+            **self.kwargs,
+        }
+
+    def __call__(self, prompts, completions, completion_ids=None, **columns):
+        return self.function(
+            prompts=prompts, completions=completions, completion_ids=completion_ids, **columns, **self.kwargs
+        )
+
+
+def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callable[[Samples], list[Score]]:
+    """What a worker process runs for an isolated source: its own copy of the reward."""
+    reward, problems = build("reward", use, options, base_dir)
+    if problems:
+        raise RecipeError(problems, source=f"reward {use!r}")
+    reward.setup(Context(base_dir=base_dir))
+    if reward.is_async():
+        import asyncio
+
+        return functools.partial(_run_async, asyncio.Runner(), reward)
+    return reward.score
+
+
+def _run_async(runner: Any, reward: Reward, samples: Samples) -> list[Score]:
+    return runner.run(reward.ascore(samples))

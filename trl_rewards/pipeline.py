@@ -1,0 +1,278 @@
+"""sources -> holes -> combine -> shape -> advantage: what a trainer calls, and all that it knows of plugins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trl_rewards.components import (
+    Advantage,
+    Combiner,
+    Component,
+    Context,
+    Reward,
+    RewardBatch,
+    Scores,
+    Shaper,
+    Status,
+    resolve_path,
+)
+from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.loading import build, load_combiner
+from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
+from trl_rewards.samples import Samples
+from trl_rewards.schedules import Schedule
+from trl_rewards.scoring import (
+    Source,
+    World,
+    check_failures,
+    close_source,
+    private_randomness,
+    resolve_holes,
+    score_sources,
+)
+
+
+class Pipeline:
+    """An ordered choice of components.
+
+    Sources run on each rank's own rows and may be slow. Everything after them sees the gathered batch, is cheap, and
+    gives the same numbers on every rank.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source | Reward],
+        combine: Combiner | None = None,
+        shape: Sequence[Shaper] = (),
+        advantage: Advantage | None = None,
+        signature: str = "",
+        seed: int = 0,
+    ):
+        self.sources = [source if isinstance(source, Source) else _plain(source) for source in sources]
+        if not self.sources:
+            raise ValueError("a pipeline needs at least one reward source")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sources must have different names, got {', '.join(names)}; name them with `as:`")
+        self.combine = combine or load_combiner("weighted_sum")
+        self.shape = list(shape)
+        self.advantage = advantage
+        self.signature = signature
+        self.seed = seed
+        self.metrics: dict[str, float] = {}
+        """Of the last batch: per source the share of holes and failures, seconds and weight. The same on every rank."""
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
+        """The pipeline of a recipe, or of its path or bundled name. Raises RecipeError with every problem."""
+        if isinstance(recipe, str):
+            recipe = Recipe.load(recipe, overrides)
+        versions = recipe.versions()
+
+        def make(kind: str, spec: Spec) -> Any:
+            component, problems = build(kind, spec.use, spec.options, recipe.base_dir)
+            if problems:
+                raise RecipeError(problems, source=f"{recipe.source}: {kind} {spec.use!r}")
+            return component
+
+        sources = []
+        for spec in recipe.rewards:
+            running = dict(spec.running)
+            cache = running.pop("cache", None)
+            sources.append(
+                Source(
+                    name=spec.name,
+                    reward=make("reward", spec),
+                    weight=spec.weight,
+                    shape=[make("shaper", shaper) for shaper in spec.shape],
+                    cache=DEFAULT_CACHE if cache is True else resolve_path(cache, recipe.base_dir) if cache else None,
+                    signature=f"{Spec.__str__(spec)} {versions}",
+                    use=(spec.use, spec.options, recipe.base_dir),
+                    **running,
+                )
+            )
+        return cls(
+            sources,
+            combine=make("combiner", recipe.combine),
+            shape=[make("shaper", spec) for spec in recipe.shape],
+            advantage=make("advantage", recipe.advantage) if recipe.advantage else None,
+            signature=recipe.signature,
+            seed=int(recipe.trl.get("seed", 42)),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return [source.name for source in self.sources]
+
+    def components(self) -> dict[str, Component]:
+        """Every component by its path in a recipe, such as `rewards.bleuberi.shape.0`."""
+        found: dict[str, Component] = {}
+        for source in self.sources:
+            found[f"rewards.{source.name}"] = source.reward
+            found |= {f"rewards.{source.name}.shape.{index}": shaper for index, shaper in enumerate(source.shape)}
+        found["combine"] = self.combine
+        found |= {f"shape.{index}": shaper for index, shaper in enumerate(self.shape)}
+        if self.advantage:
+            found["advantage"] = self.advantage
+        return found
+
+    def missing_columns(self, columns: Sequence[str]) -> list[str]:
+        """One problem per component that reads a column which is not among `columns`."""
+        problems = []
+        for path, component in self.components().items():
+            for column in component.reads():
+                if column not in ("*", *columns):
+                    there = ", ".join(columns)
+                    problems.append(
+                        f"{path} needs dataset column {column!r}; the dataset has {there} "
+                        "(map it under dataset.columns)"
+                    )
+        return problems
+
+    def setup(self, context: Context) -> None:
+        """Load what is heavy in every component."""
+        for component in self.components().values():
+            component.setup(context)
+
+    def close(self) -> None:
+        """End worker processes and release what components hold."""
+        for source in self.sources:
+            close_source(source)
+
+    def score(
+        self, samples: Samples, group_size: int = 1, world: World | None = None, device: Any = "cpu"
+    ) -> RewardBatch:
+        """This rank's rows in, the gathered batch with its totals out. Every rank must call it.
+
+        Raises RewardError on all ranks if a source is broken on one, or fails more often than it may.
+        """
+        world = world or World.current()
+        local = score_sources(self.sources, samples, group_size, world, device, self.seed)
+        values, status = world.gather(local.values), world.gather(local.status)
+        failures = ((status == Status.FAILED) | (status == Status.TIMEOUT)).any(dim=0)
+        reasons: list[list[str]] = [[] for _ in self.sources]
+        if failures.any():
+            for rank_reasons in world.gather_objects(local.reasons):
+                reasons = [known + more for known, more in zip(reasons, rank_reasons, strict=True)]
+        for k, source in enumerate(self.sources):
+            check_failures(source, status[:, k], reasons[k])
+
+        global_reads = {column for component in self._global_components() for column in component.reads()}
+        samples = samples.only(global_reads)
+        everyone = Samples.concatenate(world.gather_objects(samples)) if world.size > 1 else samples
+        everyone = everyone.take(range(len(everyone)), group_size)
+        progress = samples.step / samples.max_steps if samples.max_steps else 0.0
+        weights = [source.weight.at(progress) for source in self.sources]
+        raw = Scores(tuple(self.names), values, status, torch.tensor(weights, device=device), group_size)
+        with private_randomness(self.seed + samples.step):  # the same on every rank
+            try:
+                shaped, rewards = self._combine(raw, everyone)
+            except RewardError:
+                raise
+            except Exception as error:  # every rank computes the same and raises the same
+                raise RewardError(f"combining rewards failed: {type(error).__name__}: {error}") from error
+        if rewards.isinf().any():
+            raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
+        self.metrics = self._measure(raw, rewards, local.seconds, world, device)
+        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped)
+
+    def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
+        """(N,) or (N, T) from the recipe's advantage, NaN-free; None if the recipe leaves advantages to TRL."""
+        if self.advantage is None:
+            return None
+        absent = sorted(name for name in self.advantage.needs if getattr(batch, name) is None)
+        if absent:
+            raise RewardError(f"advantage needs {', '.join(absent)}, which this trainer does not have")
+        advantages = self.advantage(batch).float()
+        rows = advantages.shape[0] if advantages.dim() else 0
+        if rows != len(batch.rewards) or advantages.dim() > 2:
+            wanted = f"({len(batch.rewards)},)" if self.advantage.level == "sequence" else f"({len(batch.rewards)}, T)"
+            raise RewardError(f"advantage returned shape {tuple(advantages.shape)}, wanted {wanted}")
+        holes = batch.rewards.isnan()
+        advantages = advantages.masked_fill(holes if advantages.dim() == 1 else holes[:, None], 0.0)
+        if not advantages.isfinite().all():
+            raise RewardError("the advantage gave NaN or infinity for a row that has a reward")
+        return advantages
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every stateful component, by its path in the recipe."""
+        states = {path: component.state_dict() for path, component in self.components().items()}
+        return copy.deepcopy({path: state for path, state in states.items() if state})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave. ValueError if the checkpoint is of another pipeline."""
+        components = self.components()
+        if unknown := sorted(set(state) - set(components)):
+            raise ValueError(f"the checkpoint holds state of {', '.join(unknown)}, which this pipeline does not have")
+        for path, component in components.items():
+            if path in state:
+                component.load_state_dict(copy.deepcopy(state[path]))
+            elif component.state_dict():
+                raise ValueError(f"the checkpoint holds no state of {path}, which this pipeline needs")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Scoring inside leaves no trace in any state: for evaluation."""
+        state = self.state_dict()
+        try:
+            yield
+        finally:
+            self.load_state_dict(state)
+
+    def _global_components(self) -> list[Component]:
+        sources = {f"rewards.{source.name}" for source in self.sources}
+        return [component for path, component in self.components().items() if path not in sources]
+
+    def _combine(self, raw: Scores, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Source scores as they enter the combiner (N, K), and totals (N,)."""
+        shaped = self._shape_sources(raw.values, samples)
+        shaped, drop = resolve_holes(shaped, [source.on_missing for source in self.sources], raw.group_size)
+        rewards = self.combine(raw._replace(values=shaped), samples)
+        self._check_shape("combine", rewards, len(samples))
+        rewards = rewards.masked_fill(drop, float("nan"))
+        for index, shaper in enumerate(self.shape):
+            rewards = shaper(rewards, samples)
+            self._check_shape(f"shape.{index}", rewards, len(samples))
+        return shaped, rewards
+
+    def _shape_sources(self, values: torch.Tensor, samples: Samples) -> torch.Tensor:
+        columns = list(values.unbind(dim=1))
+        for k, source in enumerate(self.sources):
+            for index, shaper in enumerate(source.shape):
+                columns[k] = shaper(columns[k], samples)
+                self._check_shape(f"rewards.{source.name}.shape.{index}", columns[k], len(samples))
+        return torch.stack(columns, dim=1)
+
+    @staticmethod
+    def _check_shape(path: str, rewards: Any, rows: int) -> None:
+        if not isinstance(rewards, torch.Tensor) or rewards.shape != (rows,):
+            got = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
+            raise RewardError(f"{path} returned {got}; it must return a tensor of shape ({rows},)")
+
+    def _measure(
+        self, scores: Scores, rewards: torch.Tensor, seconds: list[float], world: World, device: Any
+    ) -> dict[str, float]:
+        slowest = world.gather(torch.tensor([seconds], device=device)).amax(dim=0).tolist()
+        holes = (scores.status != Status.OK).float().mean(dim=0).tolist()
+        failed = ((scores.status == Status.FAILED) | (scores.status == Status.TIMEOUT)).float().mean(dim=0).tolist()
+        weights = scores.weights.tolist()
+        metrics = {"rewards/total/missing": rewards.isnan().float().mean().item()}
+        for k, name in enumerate(scores.names):
+            metrics[f"rewards/{name}/missing"] = holes[k]
+            metrics[f"rewards/{name}/failed"] = failed[k]
+            metrics[f"rewards/{name}/weight"] = weights[k]
+            metrics[f"rewards/{name}/seconds"] = slowest[k]
+        return metrics
+
+
+def _plain(reward: Any) -> Source:
+    """A bare reward object as a source under its own name."""
+    if not isinstance(reward, Reward):
+        raise TypeError(f"{reward!r} is not a Reward; wrap a function with load_reward('package.module:function')")
+    name = getattr(reward, "__name__", type(reward).__name__.lower())
+    return Source(name=name, reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward))

@@ -1,0 +1,258 @@
+"""Finding components: installed plugins, one-file plugins, dotted paths. The only file that says pluggy.
+
+A plugin is a module named in the entry-point group `trl_rewards`. One that cannot be imported, implements a hook that
+does not exist, or raises while registering is listed as broken with its reason; all others go on working.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from trl_rewards import hookspecs
+from trl_rewards.components import KINDS, Component, resolve_path
+from trl_rewards.errors import PluginError, did_you_mean
+
+GROUP = hookspecs.PROJECT
+_REGISTRATIONS = {  # hook -> kind of component it declares
+    "register_rewards": "reward",
+    "register_combiners": "combiner",
+    "register_shapers": "shaper",
+    "register_advantages": "advantage",
+    "register_tools": "tool",
+}
+_REASON = "{type}: {error}"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed plugin and what it offers."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+    hooks: tuple[str, ...] = ()
+    broken: str | None = None
+    """Why it could not be used; None for a working plugin."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered component: its name, its owner, and where its class is."""
+
+    kind: str
+    name: str
+    owner: str
+    target: type | str
+
+    def load(self) -> Any:
+        """The class (or tool function) itself; PluginError says which plugin failed and why."""
+        if not isinstance(self.target, str):
+            return self.target
+        try:
+            return _import_target(self.target)
+        except Exception as error:
+            raise PluginError(
+                f"{self.kind} {self.name!r} of plugin {self.owner!r} cannot be imported from {self.target!r}: "
+                + _REASON.format(type=type(error).__name__, error=error)
+            ) from error
+
+
+@dataclass
+class Registry:
+    """What `load_plugins` found."""
+
+    manager: pluggy.PluginManager
+    plugins: list[Plugin] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def broken(self) -> list[Plugin]:
+        return [plugin for plugin in self.plugins if plugin.broken]
+
+    def of_kind(self, kind: str) -> list[Entry]:
+        return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda entry: entry.name)
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The entry for `name` or `plugin/name`; PluginError with both owners if claimed twice, or with a hint."""
+        owner, _, bare = name.rpartition("/")
+        named = [entry for entry in self.of_kind(kind) if entry.name == bare]
+        found = [entry for entry in named if not owner or entry.owner == owner]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            owners = " and ".join(repr(entry.owner) for entry in found)
+            choices = " or ".join(f"'{entry.owner}/{bare}'" for entry in found)
+            raise PluginError(f"{kind} {bare!r} is provided by both {owners}; write {choices}")
+        raise PluginError(self._not_found(kind, name, named))
+
+    def _not_found(self, kind: str, name: str, named: list[Entry]) -> str:
+        if not self.plugins and not os.environ.get("TRL_REWARDS_PLUGINS"):
+            return f'no plugins found, so no {kind} {name!r}; run "pip install -e ." in the checkout'
+        if named:
+            return f"{kind} {name!r} does not exist; {named[0].name!r} is provided by {named[0].owner!r}"
+        known = [entry.name for entry in self.of_kind(kind)]
+        parts = [f"unknown {kind} {name!r}{did_you_mean(name, known)}"]
+        elsewhere = sorted({entry.kind for entry in self.entries if entry.name == name})
+        if elsewhere:
+            parts.append(f"{name!r} is a {' and a '.join(elsewhere)}")
+        for plugin in self.broken:
+            parts.append(f"plugin {plugin.name!r} might provide it but is broken ({plugin.broken})")
+        parts.append(f"`trl-rewards list {kind}` shows all {len(known)}")
+        return "; ".join(parts)
+
+
+@functools.cache
+def load_plugins() -> Registry:
+    """All installed plugins. Found once per process; `load_plugins.cache_clear()` looks again.
+
+    `TRL_REWARDS_DISABLE=a,b` leaves plugins out, `TRL_REWARDS_PLUGINS=a,b` takes only these.
+    """
+    registry = new_registry()
+    disabled, only = _names_in("TRL_REWARDS_DISABLE"), _names_in("TRL_REWARDS_PLUGINS")
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda found: found.name):
+        if entry_point.name in (disabled or ()) or (only is not None and entry_point.name not in only):
+            continue
+        _add_entry_point(registry, entry_point)
+    return registry
+
+
+def new_registry() -> Registry:
+    """A registry without any plugin, for tests and for tools that register their own."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    return Registry(manager)
+
+
+def add_plugin(registry: Registry, module: Any, name: str, distribution: str = "", version: str = "") -> Plugin:
+    """Register one plugin object and call its declarations; a broken one is listed with its reason."""
+    hooks: list[str] = []
+    entries: list[Entry] = []
+    broken = None
+    try:
+        _refuse_unknown_hooks(registry.manager, module)
+        registry.manager.register(module, name=name)
+        for hook, kind in _REGISTRATIONS.items():
+            for impl in getattr(registry.manager.hook, hook).get_hookimpls():
+                if impl.plugin is module:
+                    entries += _declared(hook, kind, name, impl.function())
+        hooks = [caller.name for caller in registry.manager.get_hookcallers(module) or ()]
+    except Exception as error:
+        broken = _REASON.format(type=type(error).__name__, error=error)
+        if registry.manager.is_registered(module):
+            registry.manager.unregister(module)
+    plugin = Plugin(name, distribution, version, getattr(module, "__name__", repr(module)), tuple(hooks), broken)
+    registry.plugins.append(plugin)
+    if not broken:
+        registry.entries += entries
+    return plugin
+
+
+def _add_entry_point(registry: Registry, entry_point: EntryPoint) -> None:
+    distribution = entry_point.dist.name if entry_point.dist else ""
+    version = entry_point.dist.version if entry_point.dist else ""
+    try:
+        module = entry_point.load()
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything, or call sys.exit()
+        reason = _REASON.format(type=type(error).__name__, error=error)
+        registry.plugins.append(Plugin(entry_point.name, distribution, version, entry_point.value, broken=reason))
+        return
+    add_plugin(registry, module, entry_point.name, distribution, version)
+
+
+def _refuse_unknown_hooks(manager: pluggy.PluginManager, module: Any) -> None:
+    known = {name for name in vars(hookspecs) if manager.parse_hookspec_opts(hookspecs, name)}
+    for attribute in dir(module):
+        if manager.parse_hookimpl_opts(module, attribute) is not None and attribute not in known:
+            raise PluginError(f"implements an unknown hook {attribute!r}{did_you_mean(attribute, known)}")
+
+
+def _declared(hook: str, kind: str, owner: str, declared: Any) -> list[Entry]:
+    if not hasattr(declared, "items"):
+        raise TypeError(f'{hook} must return {{name: class or "module:Class"}}, got {type(declared).__name__}')
+    for name, target in declared.items():
+        if not isinstance(name, str) or not name or "/" in name or ":" in name:
+            raise ValueError(f"{hook}: a name must be a non-empty string without '/' and ':', got {name!r}")
+        wanted = KINDS.get(kind)
+        if not isinstance(target, str) and wanted and not (isinstance(target, type) and issubclass(target, wanted)):
+            raise TypeError(f"{hook}: {name!r} must be a {wanted.__name__} class or 'module:Class', got {target!r}")
+    return [Entry(kind, name, owner, target) for name, target in declared.items()]
+
+
+def component_class(kind: str, use: str, base_dir: str = ".") -> Any:
+    """What `use:` names: a component class, or for rewards also a plain TRL reward function.
+
+    `use` is a registered name, `plugin/name`, `./file.py:attribute` or `package.module:attribute`. Relative files are
+    looked for in `base_dir` (the recipe's folder), then in the working directory. Raises PluginError.
+    """
+    found = load_target(use, base_dir) if ":" in use else load_plugins().find(kind, use).load()
+    wanted = KINDS[kind]
+    if isinstance(found, type) and issubclass(found, wanted):
+        return found
+    if kind == "reward" and callable(found) and not isinstance(found, type):
+        return found
+    raise PluginError(f"{use!r} is not a {wanted.__name__} class but {found!r}; subclass trl_rewards.{wanted.__name__}")
+
+
+def load_target(target: str, base_dir: str = ".") -> Any:
+    """The object that `./file.py:attribute` or `package.module:attribute` names; PluginError says what is there."""
+    place, _, attribute = target.rpartition(":")
+    try:
+        module = _load_file(place, base_dir) if place.endswith(".py") else importlib.import_module(place)
+    except PluginError:
+        raise
+    except Exception as error:
+        reason = _REASON.format(type=type(error).__name__, error=error)
+        raise PluginError(f"{place!r} (in {target!r}) cannot be imported: {reason}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise PluginError(f"{place!r} has no {attribute!r}{did_you_mean(attribute, public)}") from None
+
+
+def _load_file(path: str, base_dir: str) -> ModuleType:
+    resolved = os.path.realpath(resolve_path(path, base_dir))
+    if not os.path.isfile(resolved):
+        raise PluginError(f"no file {path!r} in {os.path.abspath(base_dir)} or {os.getcwd()}")
+    # One module per file, so that two components of one file share it and its classes pickle within the process.
+    name = f"trl_rewards_file_{os.path.splitext(os.path.basename(resolved))[0]}_{abs(hash(resolved)):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None and spec.loader is not None  # always so for a path that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_target(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+
+
+def _names_in(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    return None if value is None else {name.strip() for name in value.split(",") if name.strip()}
+
+
+def first_sentence(cls: type[Component]) -> str:
+    """The first sentence of a component's docstring, for lists."""
+    doc = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return doc.partition(". ")[0].removesuffix(".") + "." if doc else ""

@@ -1,0 +1,594 @@
+"""YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
+
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage` and `dataset`; any other is a field of TRL's
+`<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo`
+config is a recipe: its `reward_funcs` become sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_rewards.components import Advantage
+from trl_rewards.errors import RecipeError, did_you_mean
+from trl_rewards.loading import build
+from trl_rewards.plugins import load_plugins
+from trl_rewards.schedules import Schedule
+
+ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
+OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "dataset")
+DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
+
+
+@dataclass(frozen=True)
+class TrainerKind:
+    """What a trainer's advantages may be."""
+
+    config: str  # the class in trl
+    levels: tuple[str, ...]
+    provides: frozenset[str]
+
+
+TRAINERS = {
+    "grpo": TrainerKind("GRPOConfig", ("sequence", "token"), frozenset({"mask"})),
+    "rloo": TrainerKind("RLOOConfig", ("sequence",), frozenset()),
+}
+
+
+@dataclass
+class Spec:
+    """`{use: …, with: {…}}`: a component and its options."""
+
+    use: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def resolved(self) -> dict[str, Any]:
+        return {"use": self.use} | ({"with": self.options} if self.options else {})
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}:{value}" for name, value in sorted(self.options.items()))
+        return f"{self.use}({options})" if options else self.use
+
+
+@dataclass
+class SourceSpec(Spec):
+    """One entry under `rewards:`."""
+
+    name: str = ""
+    weight: Schedule = field(default_factory=lambda: Schedule("constant", 1.0, 1.0))
+    shape: list[Spec] = field(default_factory=list)
+    running: dict[str, Any] = field(default_factory=dict)
+    """timeout, retries, max_failures, concurrency, isolate, cache, on_missing: those the recipe sets."""
+
+
+@dataclass
+class DatasetSpec:
+    """Our `dataset:` key: how the dataset's columns become prompts and what rewards read."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """{name that components read: name in the dataset}"""
+    chat: bool = False
+    """Make a chat message of a string prompt, so that the model's chat template is used."""
+    system_prompt: str | None = None
+    """Put before each prompt as a system message; makes string prompts chat prompts."""
+
+
+@dataclass
+class Recipe:
+    """A checked recipe. `Recipe.load` is the way to get one."""
+
+    source: str
+    """Path or bundled name, as the user typed it."""
+    base_dir: str
+    trainer: str
+    rewards: list[SourceSpec]
+    combine: Spec
+    shape: list[Spec]
+    advantage: Spec | None
+    dataset: DatasetSpec
+    trl: dict[str, Any]
+    """TRL's flat keys, overrides applied."""
+    raw: dict[str, Any]
+    """The whole recipe, overrides applied: what is saved with a run."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        overrides: Sequence[str] | Mapping[str, Any] = (),
+        check_trl: bool = True,
+    ) -> Recipe:
+        """Read a recipe file, or a bundled one by name (`quickstart`), and check all of it.
+
+        `overrides` are command-line words (`["--learning_rate", "2e-6", "--rewards.0.weight", "0.3"]`) or a mapping
+        (`{"rewards.bleuberi.weight": 0.3}`). `check_trl=False` skips TRL's keys, which need torch to check.
+        Raises RecipeError with every problem found.
+        """
+        source = os.fspath(path)
+        file = find_recipe(source)
+        raw = _read_yaml(file, source)
+        problems = apply_overrides(raw, overrides)
+        recipe, found = _parse(raw, source, os.path.dirname(os.path.abspath(file)))
+        problems += found
+        if recipe is not None:
+            problems += check_components(recipe)
+            if check_trl and recipe.trainer in TRAINERS:
+                problems += check_trl_keys(recipe)
+        if problems or recipe is None:
+            raise RecipeError(problems, source=source)
+        return recipe
+
+    @property
+    def signature(self) -> str:
+        """What makes two runs comparable, in one line to paste beside a result."""
+        sources = "+".join(
+            f"{source.weight}*{source.name}={Spec.__str__(source)}"
+            + "".join(f"|{shaper}" for shaper in source.shape)
+            + (f"|missing:{source.running['on_missing']}" if "on_missing" in source.running else "")
+            for source in self.rewards
+        )
+        parts = [f"trainer:{self.trainer}", f"rewards:{sources}", f"combine:{self.combine}"]
+        parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
+        parts += [f"advantage:{self.advantage or 'trl'}"]
+        parts += [f"{name}:{version}" for name, version in self.versions().items()]
+        return "  ".join(parts)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of trl-rewards, trl and the plugins that own the recipe's components."""
+        versions = {name: _version(name) for name in ("trl-rewards", "trl")}
+        registry = load_plugins()
+        used = [("reward", source.use) for source in self.rewards] + [("combiner", self.combine.use)]
+        used += [("shaper", spec.use) for spec in [*self.shape, *(s for source in self.rewards for s in source.shape)]]
+        used += [("advantage", self.advantage.use)] if self.advantage else []
+        for kind, use in used:
+            if ":" in use:
+                continue
+            owner = registry.find(kind, use).owner
+            plugin = next(plugin for plugin in registry.plugins if plugin.name == owner)
+            if plugin.distribution and plugin.distribution not in versions:
+                versions[plugin.distribution] = plugin.version
+        return versions
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `recipe.yaml` (overrides applied) and `signature.txt` into `folder`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True)
+        Path(folder, "recipe.yaml").write_text(f"# from {self.source}\n# {self.signature}\n{text}")
+        Path(folder, "signature.txt").write_text(self.signature + "\n")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def recipe_folders() -> list[Path]:
+    """Where bundled recipes are: in an installed wheel, or in the checkout."""
+    here = Path(__file__).parent
+    return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """{name: file} of the recipes that come with the project, such as `quickstart` or `bleuberi/cpu`."""
+    return {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for folder in recipe_folders()
+        for file in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def find_recipe(source: str) -> str:
+    """The file of a path or bundled name. RecipeError if there is neither."""
+    if os.path.isfile(source):
+        return source
+    known = bundled_recipes()
+    if source in known:
+        return str(known[source])
+    hint = did_you_mean(source, known)
+    raise RecipeError([f"no such file, nor a bundled recipe{hint} ({', '.join(known) or 'none found'})"], source=source)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-6` is a number, where PyYAML makes it a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _read_yaml(file: str, source: str) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            raw = yaml.load(stream, _Loader)  # noqa: S506: a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f"line {where.line + 1}: " if where else ""
+        raise RecipeError([f"not YAML: {line}{getattr(error, 'problem', None) or error}"], source=source) from None
+    if raw is None:
+        raise RecipeError(["the file is empty; a recipe is a mapping with at least `rewards:`"], source=source)
+    if not isinstance(raw, dict):
+        raise RecipeError([f"a recipe is a mapping of keys, got a {type(raw).__name__}"], source=source)
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Put overrides into a raw recipe. A dotted path goes into our keys, a plain name is one of TRL's."""
+    problems: list[str] = []
+    pairs = dict(overrides) if isinstance(overrides, Mapping) else _words_to_pairs(overrides, problems)
+    for path, value in pairs.items():
+        head, *rest = path.split(".")
+        if rest and head not in OWN_KEYS:
+            problems.append(f"--{path}: {head!r} is not one of {', '.join(OWN_KEYS)}{did_you_mean(head, OWN_KEYS)}")
+        elif problem := _put(raw, [head, *rest], value):
+            problems.append(f"--{path}: {problem}")
+    return problems
+
+
+def _words_to_pairs(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """`--a 1 --b.c=2 --flag` -> {"a": 1, "b.c": 2, "flag": True}; several words after a name make a list."""
+    pairs: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            pairs[name] = [value] if equals else []
+        elif name is None:
+            problems.append(f"unexpected word {word!r}; overrides are written --name value")
+        else:
+            pairs[name].append(word)
+    values = {name: [yaml.load(word, _Loader) for word in found] for name, found in pairs.items()}  # noqa: S506
+    return {name: True if not found else found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
+def _put(target: Any, path: list[str], value: Any) -> str | None:
+    """Set a value deep in nested mappings and lists; returns what is wrong with the path, or None."""
+    for depth, key in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(target, list):
+            index = _index(target, key)
+            if index is None:
+                names = ", ".join(_source_name(entry) for entry in target)
+                return f"no entry {key!r} among {len(target)} ({names})"
+            if last:
+                target[index] = value
+                return None
+            if isinstance(target[index], str):  # the short form `- bleuberi`
+                target[index] = {"use": target[index]}
+            target = target[index]
+        elif isinstance(target, dict):
+            if last:
+                target[key] = value
+                return None
+            if isinstance(target.get(key), str):
+                target[key] = {"use": target[key]}
+            target = target.setdefault(key, {})
+        else:
+            return f"{'.'.join(path[:depth])} is {target!r}, which has no {key!r}"
+    return None
+
+
+def _index(entries: list, key: str) -> int | None:
+    if key.isdecimal():
+        return int(key) if int(key) < len(entries) else None
+    return next((index for index, entry in enumerate(entries) if _source_name(entry) == key), None)
+
+
+def _source_name(entry: Any) -> str:
+    """The display name of an entry under `rewards:`: `as`, or the last part of `use`."""
+    if isinstance(entry, dict):
+        named = entry.get("as") or entry.get("use")
+    else:
+        named = entry
+    named = str(named)
+    return named.rpartition(":")[2] if ":" in named else named.rpartition("/")[2]
+
+
+# --- parsing our keys ------------------------------------------------------------------------------------------------
+
+
+def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | None, list[str]]:
+    problems: list[str] = []
+    trainer = raw.get("trainer", "grpo")
+    if trainer not in TRAINERS:
+        problems.append(f"trainer: unknown trainer {trainer!r}{did_you_mean(str(trainer), TRAINERS)} ({', '.join(TRAINERS)})")
+    flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
+    entries = _sources_of_trl_keys(flat, problems)
+    own = raw.get("rewards", [])
+    if not isinstance(own, list):
+        problems.append(f"rewards: must be a list of sources (`- use: name`), got {type(own).__name__}")
+        own = []
+    rewards = [parsed for entry in entries if (parsed := _parse_source(entry, "reward_funcs", problems))]
+    for index, entry in enumerate(own):
+        if parsed := _parse_source(entry, f"rewards[{index}]", problems):
+            rewards.append(parsed)
+    if not rewards and not problems:
+        problems.append("rewards: at least one source is needed, such as `rewards: [{use: bleuberi}]`")
+    seen: dict[str, int] = {}
+    for index, parsed in enumerate(rewards):
+        if parsed.name in seen:
+            problems.append(f"rewards[{index}]: another source is called {parsed.name!r} already; name it with `as:`")
+        seen[parsed.name] = index
+    recipe = Recipe(
+        source=source,
+        base_dir=base_dir,
+        trainer=trainer,
+        rewards=rewards,
+        combine=_parse_spec(raw.get("combine", "weighted_sum"), "combine", problems) or Spec("weighted_sum"),
+        shape=_parse_shape(raw.get("shape"), "shape", problems),
+        advantage=_parse_spec(raw["advantage"], "advantage", problems) if raw.get("advantage") is not None else None,
+        dataset=_parse_dataset(raw.get("dataset"), problems),
+        trl=flat,
+        raw=raw,
+    )
+    return recipe, problems
+
+
+_TRL_REWARDS = {  # trl/scripts/grpo.py: the names that `reward_funcs` knows
+    "accuracy_reward": Spec("trl.rewards:accuracy_reward"),
+    "reasoning_accuracy_reward": Spec("trl.rewards:reasoning_accuracy_reward"),
+    "think_format_reward": Spec("trl.rewards:think_format_reward"),
+    "get_soft_overlong_punishment": Spec(
+        "function",
+        {
+            "path": "trl.rewards:get_soft_overlong_punishment",
+            "factory": {"max_completion_len": 1280, "soft_punish_cache": 256},
+        },
+    ),
+}
+
+
+def _sources_of_trl_keys(flat: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """What a `trl grpo` config says about rewards, as entries under `rewards:`; the keys are taken out of `flat`."""
+    entries: list[dict[str, Any]] = []
+    if model := flat.pop("reward_model_name_or_path", None):
+        entries.append({"use": "model", "with": {"path": model}})
+    functions = flat.pop("reward_funcs", None) or []
+    for name in functions if isinstance(functions, list) else [functions]:
+        if name in _TRL_REWARDS:
+            entries.append({"as": name} | _TRL_REWARDS[name].resolved())
+        elif "." in name:
+            entries.append({"use": ":".join(name.rsplit(".", 1))})
+        else:
+            problems.append(f"reward_funcs: unknown {name!r}{did_you_mean(name, _TRL_REWARDS)}; or a dotted path")
+    weights = flat.pop("reward_weights", None)
+    if weights is not None and not entries:
+        problems.append("reward_weights: goes with reward_funcs; a source under rewards: has its own `weight:`")
+    elif weights is not None and len(weights) != len(entries):
+        problems.append(f"reward_weights: {len(weights)} weights for {len(entries)} reward functions")
+    elif weights is not None:
+        entries = [entry | {"weight": weight} for entry, weight in zip(entries, weights, strict=True)]
+    return entries
+
+
+_RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
+    "on_missing": (" or ".join(ON_MISSING), lambda value: value in ON_MISSING),
+    "timeout": ("seconds above 0", lambda value: _real(value) and value > 0),
+    "retries": ("a whole number from 0", lambda value: _whole(value) and value >= 0),
+    "max_failures": ("a share from 0 to 1", lambda value: _real(value) and 0 <= value <= 1),
+    "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
+    "isolate": ("true or false", lambda value: isinstance(value, bool)),
+    "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),
+}
+_SOURCE_KEYS = ("use", "as", "weight", "with", "shape", *_RUNNING)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parse_source(entry: Any, path: str, problems: list[str]) -> SourceSpec | None:
+    spec = _parse_spec(entry, path, problems, keys=_SOURCE_KEYS)
+    if spec is None:
+        return None
+    entry = {"use": entry} if isinstance(entry, str) else entry
+    name = _source_name(entry)
+    if not re.fullmatch(r"[\w.\-]+", name) or name == "total":
+        problems.append(f"{path}.as: a name is letters, digits, '_', '-' and '.', and not 'total'; got {name!r}")
+    try:
+        weight = Schedule.parse(entry.get("weight", 1.0))
+    except ValueError as error:
+        problems.append(f"{path}.weight: {error}")
+        weight = Schedule("constant", 1.0, 1.0)
+    running = {key: entry[key] for key in _RUNNING if entry.get(key) is not None}
+    for key, value in running.items():
+        wanted, test = _RUNNING[key]
+        if not test(value):
+            hint = did_you_mean(value, ON_MISSING) if key == "on_missing" and isinstance(value, str) else ""
+            problems.append(f"{path}.{key}: must be {wanted}, got {value!r}{hint}")
+    shape = _parse_shape(entry.get("shape"), f"{path}.shape", problems)
+    return SourceSpec(spec.use, spec.options, name, weight, shape, running)
+
+
+def _parse_spec(entry: Any, path: str, problems: list[str], keys: Sequence[str] = ("use", "with")) -> Spec | None:
+    if isinstance(entry, str):
+        entry = {"use": entry}
+    if not isinstance(entry, dict):
+        problems.append(f"{path}: must be a name or {{use: name, with: {{…}}}}, got {entry!r}")
+        return None
+    for key in entry:
+        if key not in keys:
+            problems.append(f"{path}: unknown key {key!r}{did_you_mean(str(key), keys)} (it takes {', '.join(keys)})")
+    use, options = entry.get("use"), entry.get("with")
+    if not isinstance(use, str) or not use:
+        problems.append(f"{path}.use: a component's name is needed, got {use!r}")
+        return None
+    if options is not None and not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
+        problems.append(f"{path}.with: must be a mapping of options, got {options!r}")
+        options = None
+    return Spec(use, dict(options or {}))
+
+
+def _parse_shape(entries: Any, path: str, problems: list[str]) -> list[Spec]:
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        entries = [entries]
+    parsed = [_parse_spec(entry, f"{path}[{index}]", problems) for index, entry in enumerate(entries)]
+    return [spec for spec in parsed if spec]
+
+
+def _parse_dataset(entry: Any, problems: list[str]) -> DatasetSpec:
+    if entry is None:
+        return DatasetSpec()
+    known = [option.name for option in dataclasses.fields(DatasetSpec)]
+    if not isinstance(entry, dict):
+        problems.append(f"dataset: must be a mapping with {', '.join(known)}; the dataset itself is `dataset_name`")
+        return DatasetSpec()
+    for key in entry:
+        if key not in known:
+            problems.append(f"dataset: unknown key {key!r}{did_you_mean(str(key), known)} (it takes {', '.join(known)})")
+    columns, chat, system = entry.get("columns") or {}, entry.get("chat", False), entry.get("system_prompt")
+    if not isinstance(columns, dict) or not all(isinstance(item, str) for pair in columns.items() for item in pair):
+        problems.append(f"dataset.columns: must map names to column names, such as {{answer: solution}}, got {columns!r}")
+        columns = {}
+    if not isinstance(chat, bool):
+        problems.append(f"dataset.chat: must be true or false, got {chat!r}")
+    if system is not None and not isinstance(system, str):
+        problems.append(f"dataset.system_prompt: must be a string, got {system!r}")
+    return DatasetSpec(columns, bool(chat), system if isinstance(system, str) else None)
+
+
+# --- checks that need more than the text -----------------------------------------------------------------------------
+
+
+def check_components(recipe: Recipe) -> list[str]:
+    """Problems with components: not found, wrong options, not for this trainer. Loads no model and no torch."""
+    problems: list[str] = []
+
+    def make(kind: str, spec: Spec, path: str) -> Any:
+        component, found = build(kind, spec.use, spec.options, recipe.base_dir)
+        problems.extend(_at(path, problem) for problem in found)
+        return component
+
+    for index, source in enumerate(recipe.rewards):
+        path = f"rewards[{index}]"
+        reward = make("reward", source, path)
+        for step, spec in enumerate(source.shape):
+            make("shaper", spec, f"{path}.shape[{step}]")
+        if reward is not None and source.running.get("cache"):
+            if reward.scope == "group":
+                problems.append(f"{path}.cache: {source.name!r} scores whole groups, whose scores are not kept")
+            elif not reward.deterministic:
+                problems.append(f"{path}.cache: {source.name!r} does not say that it is deterministic")
+    make("combiner", recipe.combine, "combine")
+    for step, spec in enumerate(recipe.shape):
+        make("shaper", spec, f"shape[{step}]")
+    if recipe.advantage and recipe.trainer in TRAINERS:
+        advantage = make("advantage", recipe.advantage, "advantage")
+        if advantage is not None:
+            problems += _check_advantage(advantage, recipe)
+    return problems
+
+
+def _at(path: str, problem: str) -> str:
+    return f"{path}.{problem}" if problem.startswith("with") else f"{path}.use: {problem}"
+
+
+def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
+    kind, use = TRAINERS[recipe.trainer], recipe.advantage.use if recipe.advantage else ""
+    problems = []
+    if advantage.level not in kind.levels:
+        problems.append(
+            f"advantage: {use!r} gives one value per token, and {recipe.trainer}'s loss takes one per sequence; "
+            "use trainer: grpo"
+        )
+    if lacking := sorted(advantage.needs - kind.provides - {"mask"}):
+        problems.append(f"advantage: {use!r} needs {', '.join(lacking)}, which trainer {recipe.trainer!r} does not have")
+    if recipe.trainer == "rloo" and recipe.trl.get("beta") != 0:
+        problems.append(
+            "beta: RLOO puts its KL penalty into the advantage, so with `advantage:` it would be lost in silence; "
+            f"set beta: 0.0 (got {recipe.trl.get('beta', 'TRL’s default 0.05')}), or leave out `advantage:`"
+        )
+    return problems
+
+
+def check_trl_keys(recipe: Recipe) -> list[str]:
+    """Problems with TRL's flat keys: unknown, of the wrong type, refused here, or refused by TRL itself."""
+    import pydantic
+
+    fields = trl_fields(recipe.trainer)
+    problems = []
+    for key, value in recipe.trl.items():
+        if key == "env":
+            continue
+        if key not in fields:
+            problems.append(f"{key}: unknown key{did_you_mean(key, [*fields, *OWN_KEYS])}")
+        elif value is not None and fields[key] is not None:
+            try:
+                pydantic.TypeAdapter(fields[key]).validate_python(value)
+            except pydantic.ValidationError:
+                problems.append(f"{key}: must be {_type_text(fields[key])}, got {value!r}")
+            except pydantic.PydanticSchemaGenerationError:
+                pass  # a type of TRL's that pydantic does not know; TRL's own parser will look at it
+    if recipe.trl.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+        problems.append(
+            "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
+            f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
+        )
+    if not problems:
+        try:
+            parse_trl(recipe)
+        except (ValueError, TypeError, ImportError) as error:
+            problems.append(f"TRL refuses these arguments: {error}")
+    return problems
+
+
+def _type_text(annotation: Any) -> str:
+    name = getattr(annotation, "__name__", None) if not typing.get_args(annotation) else None
+    return name or re.sub(r"<?class |'|>|typing\.|\w+\.(?=\w)", "", str(annotation))
+
+
+@functools.cache
+def _trl_classes(trainer: str) -> tuple[type, ...]:
+    import trl
+
+    return (trl.ScriptArguments, getattr(trl, TRAINERS[trainer].config), trl.ModelConfig, trl.DatasetMixtureConfig)
+
+
+def trl_fields(trainer: str) -> dict[str, Any]:
+    """{key: type} of every flat key that TRL accepts; the type is None where it cannot be resolved."""
+    found: dict[str, Any] = {}
+    for cls in _trl_classes(trainer):
+        try:
+            hints = typing.get_type_hints(cls)
+        except Exception:  # a name that TRL imports for type checkers only
+            hints = {}
+        found |= {option.name: hints.get(option.name) for option in dataclasses.fields(cls) if option.init}
+    return found
+
+
+def parse_trl(recipe: Recipe) -> tuple[Any, Any, Any, Any]:
+    """TRL's own dataclasses, as `trl grpo --config` would make them: script, training, model, dataset mixture."""
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message):  # argparse would print its usage and exit
+            raise ValueError(message)
+
+    parser = Parser(_trl_classes(recipe.trainer))
+    flat = {key: value for key, value in recipe.trl.items() if key != "env"}
+    parser.set_defaults_with_config(**flat)
+    script, training, model, mixture = parser.parse_args_into_dataclasses(args=[])
+    return script, training, model, mixture
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+

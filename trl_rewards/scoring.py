@@ -1,0 +1,537 @@
+"""Running the sources: concurrency, deadlines, retries, cache, holes, and agreement between ranks.
+
+Every cell (row, source) ends as a number or as a hole with a status (`components.Status`); nothing here ever turns a
+hole into a number. An error that must stop the run is found on one rank and raised on all, with the same words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import math
+import os
+import queue
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from trl_rewards.components import Reward, Score, Shaper, Status
+from trl_rewards.errors import RewardError
+from trl_rewards.samples import Failed, Samples
+from trl_rewards.schedules import Schedule
+from trl_rewards.workers import WorkerPool
+
+OnMissing = Literal["renormalize", "group_mean", "drop_row", "drop_group", "fail"]
+ON_MISSING: tuple[str, ...] = get_args(OnMissing)
+
+
+@dataclass
+class Source:
+    """One entry under `rewards:`: a reward, and how it is run."""
+
+    name: str
+    reward: Reward
+    weight: Schedule = field(default_factory=lambda: Schedule("constant", 1.0, 1.0))
+    shape: list[Shaper] = field(default_factory=list)
+    on_missing: OnMissing = "renormalize"
+    timeout: float | None = None
+    """Seconds for one call, its retries included. A call is a row if `concurrency` or `isolate` is set, else a batch."""
+    retries: int = 0
+    """How often a call that raised is made again, after 0.5, 1, 2, … 8 seconds (jittered)."""
+    max_failures: float = 0.5
+    """Share of a batch (all ranks) that may fail or time out; above it the run stops."""
+    concurrency: int | None = None
+    """Rows (or groups) in flight at a time. None: the whole batch in one call, as TRL does."""
+    isolate: bool = False
+    """Score row by row in processes that can be killed at `timeout`."""
+    cache: str | None = None
+    """Path of an sqlite file that keeps scores."""
+    signature: str = ""
+    """What makes a score of this source reproducible; part of the cache's key."""
+    use: tuple[str, dict[str, Any], str] | None = None
+    """(use, options, base_dir), from which a worker process builds its own copy."""
+
+
+class World:
+    """The ranks of a run, and the two ways they talk. `World()` is a single process."""
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+
+    @classmethod
+    def current(cls) -> World:
+        """The process group that is initialised, or a single process."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return cls()
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All ranks' tensors along the first dimension, in rank order, on every rank."""
+        if self.size == 1:
+            return tensor
+        from accelerate.utils import gather
+
+        return gather(tensor)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """All ranks' values, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def raise_together(self, problem: str | None, device: Any) -> None:
+        """RewardError on every rank if any rank has a problem. Every rank must call this."""
+        if not self.gather(torch.tensor([problem is not None], device=device)).any():
+            return
+        problems = self.gather_objects(problem)
+        rank, first = next((rank, text) for rank, text in enumerate(problems) if text is not None)
+        raise RewardError(first if self.size == 1 else f"{first} (on rank {rank} of {self.size})")
+
+
+class Scored(NamedTuple):
+    """What `score_sources` found, for the rows of this rank."""
+
+    values: torch.Tensor  # (n, K) float32, NaN = hole
+    status: torch.Tensor  # (n, K) uint8
+    reasons: list[list[str]]  # per source, what failed cells said
+    seconds: list[float]  # per source
+
+
+def score_sources(
+    sources: Sequence[Source], samples: Samples, group_size: int, world: World, device: Any = "cpu", seed: int = 0
+) -> Scored:
+    """Score this rank's rows with every source. All ranks must call it; a broken source raises RewardError on all.
+
+    Sources with `scope="group"` see whole groups: where a rank's rows do not divide into groups, rows are gathered,
+    each group is scored on one rank, and the scores go back to the rows' ranks.
+    """
+    local = samples.take(range(len(samples)))
+    split = world.size > 1 and len(samples) % group_size != 0
+    grouped, owned = local.take(range(len(local)), group_size if not split else None), range(len(local))
+    group_rewards = [source.reward for source in sources if source.reward.scope == "group"]
+    if group_rewards and split:
+        needed = local.only({column for reward in group_rewards for column in reward.reads()})
+        everyone = Samples.concatenate(world.gather_objects(needed))
+        owned = [row for row in range(len(everyone)) if row // group_size % world.size == world.rank]
+        grouped = everyone.take(owned, group_size)
+
+    results, problem = _run_all(sources, local, grouped, seed=seed + 7919 * world.rank)
+    world.raise_together(problem, device)
+
+    scores: list[list[Score]] = []
+    for source, result in zip(sources, results, strict=True):
+        if source.reward.scope == "group" and split:
+            shares = world.gather_objects(dict(zip(owned, result.scores, strict=True)))
+            by_row = {row: score for share in shares for row, score in share.items()}
+            first = world.rank * len(local)
+            scores.append([by_row[first + row] for row in range(len(local))])
+        else:
+            scores.append(result.scores)
+    values = [[_number(score) for score in column] for column in scores]
+    status = [[_status(score) for score in column] for column in scores]
+    return Scored(
+        torch.tensor(values, dtype=torch.float32, device=device).T.reshape(len(samples), len(sources)),
+        torch.tensor(status, dtype=torch.uint8, device=device).T.reshape(len(samples), len(sources)),
+        [[score.reason for score in column if isinstance(score, Failed)] for column in scores],
+        [result.seconds for result in results],
+    )
+
+
+class _Result(NamedTuple):
+    scores: list[Score]
+    seconds: float
+
+
+def _run_all(
+    sources: Sequence[Source], local: Samples, grouped: Samples, seed: int
+) -> tuple[list[_Result], str | None]:
+    """Waiting sources go side by side in threads; the others take their turn here, in the recipe's order."""
+    results: list[_Result] = [_Result([], 0.0)] * len(sources)
+    problems: dict[int, str] = {}
+
+    def run(index: int) -> None:
+        source = sources[index]
+        start = time.perf_counter()
+        try:
+            scores = run_source(source, grouped if source.reward.scope == "group" else local)
+            results[index] = _Result(scores, time.perf_counter() - start)
+        except Exception as error:
+            problems[index] = str(error) if isinstance(error, RewardError) else f"reward {source.name!r}: {error!r}"
+
+    with private_randomness(seed + 104729 * local.step):
+        threads = [
+            threading.Thread(target=run, args=(index,), name=f"reward-{source.name}")
+            for index, source in enumerate(sources)
+            if not _runs_here(source)
+        ]
+        for thread in threads:
+            thread.start()
+        for index, source in enumerate(sources):
+            if _runs_here(source):
+                run(index)
+        for thread in threads:
+            thread.join()
+    return results, problems[min(problems)] if problems else None
+
+
+def _runs_here(source: Source) -> bool:
+    """In the main thread: a plain source without a deadline, such as a model on this rank's GPU."""
+    return not (source.reward.is_async() or source.isolate or source.concurrency or source.timeout)
+
+
+@contextmanager
+def private_randomness(seed: int) -> Iterator[None]:
+    """Whatever a reward draws leaves the policy's random streams (torch, numpy, random) where they were."""
+    import numpy
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)
+
+
+# --- one source ------------------------------------------------------------------------------------------------------
+
+
+def run_source(source: Source, samples: Samples) -> list[Score]:
+    """One score per row: identical rows once, known rows from the cache, the rest by calls with deadline and retries.
+
+    Raises RewardError where the source broke its contract; a call that failed gives Failed cells instead.
+    """
+    samples = samples.only(source.reward.reads())
+    if source.reward.scope == "group" or not source.reward.deterministic:
+        return _call(source, samples)
+    keys = [row_key(source.signature, samples, row) for row in range(len(samples))]
+    known = ScoreCache(source.cache).get(keys) if source.cache else {}
+    first_row = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
+    rows = sorted(first_row.values())
+    fresh = {keys[row]: score for row, score in zip(rows, _call(source, samples.take(rows)), strict=True)}
+    if source.cache:
+        ScoreCache(source.cache).put(fresh)
+    return [known[key] if key in known else fresh[key] for key in keys]
+
+
+def _call(source: Source, samples: Samples) -> list[Score]:
+    """Split the rows into calls, make them, and put the scores back in order."""
+    if not len(samples):
+        return []
+    unit = samples.group_size or 1 if source.reward.scope == "group" else 1
+    one_by_one = source.isolate or source.concurrency is not None
+    size = unit if one_by_one else len(samples)
+    parts = [samples.take(range(row, row + size), samples.group_size) for row in range(0, len(samples), size)]
+    scores: list[Score] = []
+    for part, outcome in zip(parts, _make_calls(source, parts), strict=True):
+        if not isinstance(outcome, Failed):
+            scores += outcome
+        elif len(part) == unit or outcome.status == "timeout":
+            scores += [outcome] * len(part)
+        else:  # a batch that raised: row by row, so that one bad row costs one cell
+            pieces = [part.take(range(row, row + unit), part.group_size) for row in range(0, len(part), unit)]
+            for piece, result in zip(pieces, _make_calls(source, pieces), strict=True):
+                scores += [result] * len(piece) if isinstance(result, Failed) else result
+    return scores
+
+
+Outcome = list[Score] | Failed
+
+
+def _make_calls(source: Source, parts: list[Samples]) -> list[Outcome]:
+    if source.isolate:
+        return _in_processes(source, parts)
+    if source.reward.is_async():
+        return asyncio.run_coroutine_threadsafe(_in_event_loop(source, parts), _event_loop()).result()
+    if source.concurrency or source.timeout:
+        return _in_threads(source, parts)
+    return [_attempt(source, part) for part in parts]
+
+
+def _attempt(source: Source, part: Samples) -> Outcome:
+    """One call with its retries. What it raises becomes Failed; a broken contract becomes RewardError."""
+    for pause in _pauses(source.retries):
+        try:
+            return checked(source.name, source.reward.score(part), len(part))
+        except RewardError:
+            raise
+        except Exception as error:
+            failed = _failed(error)
+        if pause is not None:
+            time.sleep(pause)
+    return failed
+
+
+async def _in_event_loop(source: Source, parts: list[Samples]) -> list[Outcome]:
+    limit = asyncio.Semaphore(source.concurrency or len(parts))
+
+    async def attempts(part: Samples) -> Outcome:
+        for pause in _pauses(source.retries):
+            try:
+                return checked(source.name, await source.reward.ascore(part), len(part))
+            except RewardError:
+                raise
+            except Exception as error:
+                failed = _failed(error)
+            if pause is not None:
+                await asyncio.sleep(pause)
+        return failed
+
+    async def limited(part: Samples) -> Outcome:
+        async with limit:
+            try:
+                async with asyncio.timeout(source.timeout) as deadline:
+                    return await attempts(part)
+            except TimeoutError:
+                assert deadline.expired()  # a TimeoutError of the source's own is caught in attempts
+                return _too_long(source)
+
+    return await asyncio.gather(*(limited(part) for part in parts))
+
+
+def _in_threads(source: Source, parts: list[Samples]) -> list[Outcome]:
+    """At most `concurrency` calls at a time, each in a daemon thread that is left behind at its deadline.
+
+    Daemon threads and not an executor: an executor joins its threads when the interpreter ends, a hung one for ever.
+    """
+    outcomes: list[Outcome | None] = [None] * len(parts)
+    done: queue.Queue[tuple[int, Outcome | RewardError]] = queue.Queue()
+    running: dict[int, float] = {}  # part -> deadline
+    waiting = iter(range(len(parts)))
+
+    def work(index: int) -> None:
+        try:
+            done.put((index, _attempt(source, parts[index])))
+        except RewardError as error:
+            done.put((index, error))
+
+    def start_next() -> None:
+        for index in waiting:
+            running[index] = time.monotonic() + (source.timeout or math.inf)
+            threading.Thread(target=work, args=(index,), daemon=True, name=f"reward-{source.name}-{index}").start()
+            return
+
+    for _ in range(source.concurrency or 1):
+        start_next()
+    while running:
+        nearest = min(running.values())
+        try:
+            remaining = None if nearest == math.inf else max(nearest - time.monotonic(), 0)
+            index, outcome = done.get(timeout=remaining)
+        except queue.Empty:
+            for index in [index for index, deadline in running.items() if deadline <= time.monotonic()]:
+                outcomes[index] = _too_long(source)
+                del running[index]
+                start_next()
+            continue
+        if index not in running:  # it came after its deadline
+            continue
+        if isinstance(outcome, RewardError):
+            raise outcome
+        outcomes[index] = outcome
+        del running[index]
+        start_next()
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _in_processes(source: Source, parts: list[Samples]) -> list[Outcome]:
+    outcomes: list[Outcome] = [Failed("not tried")] * len(parts)
+    todo = list(range(len(parts)))
+    for pause in _pauses(source.retries):
+        for index, result in zip(todo, _pool(source).map([parts[index] for index in todo], source.timeout), strict=True):
+            outcomes[index] = result if isinstance(result, Failed) else checked(source.name, result, len(parts[index]))
+        todo = [index for index in todo if _is_failure(outcomes[index])]
+        if not todo or pause is None:
+            break
+        time.sleep(pause)
+    return outcomes
+
+
+def _is_failure(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.status == "failed"
+
+
+_pools: dict[int, WorkerPool] = {}
+
+
+def _pool(source: Source) -> WorkerPool:
+    if id(source) not in _pools:
+        if source.use is None:
+            raise RewardError(f"reward {source.name!r}: isolate needs a reward that is named in a recipe, not an object")
+        size = source.concurrency or os.cpu_count() or 1
+        _pools[id(source)] = WorkerPool("trl_rewards.loading:reward_in_worker", source.use, size)
+    return _pools[id(source)]
+
+
+def close_source(source: Source) -> None:
+    """End the worker processes of a source and release what its reward holds."""
+    if pool := _pools.pop(id(source), None):
+        pool.close()
+    source.reward.close()
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop per process, on its own thread: clients keep their connections from batch to batch."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="trl_rewards-events").start()
+    return loop
+
+
+def _pauses(retries: int) -> Iterator[float | None]:
+    """The pause after each attempt, None after the last. Jittered, from a private stream."""
+    jitter = random.Random()
+    for attempt in range(retries):
+        yield min(0.5 * 2**attempt, 8.0) * jitter.uniform(0.75, 1.25)
+    yield None
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(f"{type(error).__name__}: {error}")
+
+
+def _too_long(source: Source) -> Failed:
+    return Failed(f"took longer than {source.timeout:g} s", status="timeout")
+
+
+def checked(name: str, scores: Any, rows: int) -> list[Score]:
+    """What a source returned, as floats, None and Failed. Raises RewardError where it is not one score per row."""
+    if isinstance(scores, torch.Tensor):
+        scores = scores.tolist()
+    try:
+        scores = list(scores)
+    except TypeError:
+        raise RewardError(f"reward {name!r} returned {scores!r}; return a list with one score per completion") from None
+    if len(scores) != rows:
+        raise RewardError(
+            f"reward {name!r} returned {len(scores)} scores for {rows} completions; return exactly one per completion, "
+            "None where there is no opinion"
+        )
+    return [_checked_score(name, score) for score in scores]
+
+
+def _checked_score(name: str, score: Any) -> Score:
+    if score is None or isinstance(score, Failed):
+        return score
+    try:
+        if isinstance(score, str | bytes):
+            raise TypeError
+        number = float(score)
+    except (TypeError, ValueError):
+        raise RewardError(
+            f"reward {name!r} returned {score!r} ({type(score).__name__}) as a score; return a float, None for "
+            "no opinion, or trl_rewards.Failed(reason)"
+        ) from None
+    if math.isnan(number):
+        return None
+    return Failed(f"returned {number}") if math.isinf(number) else number
+
+
+def _number(score: Score) -> float:
+    return float("nan") if score is None or isinstance(score, Failed) else score
+
+
+def _status(score: Score) -> int:
+    if isinstance(score, Failed):
+        return Status.TIMEOUT if score.status == "timeout" else Status.FAILED
+    return Status.ABSTAINED if score is None else Status.OK
+
+
+# --- holes -----------------------------------------------------------------------------------------------------------
+
+
+def check_failures(source: Source, status: torch.Tensor, reasons: list[str]) -> None:
+    """RewardError if too many cells of a source failed, or if it has holes and may have none. `status`: (N,)."""
+    failed = int(((status == Status.FAILED) | (status == Status.TIMEOUT)).sum())
+    share = failed / max(len(status), 1)
+    said = "; ".join(f"{reason} ({count} times)" for reason, count in Counter(reasons).most_common(3))
+    if share > source.max_failures:
+        raise RewardError(
+            f"reward {source.name!r} failed on {failed} of {len(status)} completions, more than max_failures "
+            f"{source.max_failures:g} allows: {said}"
+        )
+    holes = int((status != Status.OK).sum())
+    if holes and source.on_missing == "fail":
+        raise RewardError(
+            f"reward {source.name!r} has no score for {holes} of {len(status)} completions, and on_missing is 'fail'"
+            + (f": {said}" if said else " (it abstained)")
+        )
+
+
+def resolve_holes(values: torch.Tensor, policies: Sequence[str], group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each source's `on_missing` makes of its holes: (N, K) -> ((N, K), (N,) rows to drop).
+
+    `group_mean` fills a hole with the mean of the source's other scores in the group (and leaves it if there are
+    none); `drop_row` and `drop_group` mark rows; `renormalize` leaves the hole to the combiner, which weighs what is
+    there.
+    """
+    values = values.clone()
+    drop = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    for k, policy in enumerate(policies):
+        holes = values[:, k].isnan()
+        if policy == "group_mean":
+            means = values[:, k].view(-1, group_size).nanmean(dim=1).repeat_interleave(group_size)
+            values[:, k] = torch.where(holes, means, values[:, k])
+        elif policy == "drop_row":
+            drop |= holes
+        elif policy == "drop_group":
+            drop |= holes.view(-1, group_size).any(dim=1).repeat_interleave(group_size)
+    return values, drop
+
+
+# --- cache -----------------------------------------------------------------------------------------------------------
+
+
+def row_key(signature: str, samples: Samples, row: int) -> bytes:
+    """What makes two rows the same for a source: its signature, prompt, completion, token ids and used columns."""
+    ids = samples.completion_ids[row] if samples.completion_ids else None
+    columns = {name: values[row] for name, values in samples.columns.items()}
+    content = [signature, samples.prompts[row], samples.completions[row], ids, columns]
+    text = json.dumps(content, sort_keys=True, default=repr, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class ScoreCache:
+    """Scores on disk, in one sqlite file that processes share (not on a network file system). Failures are not kept."""
+
+    def __init__(self, path: str):
+        self._path = os.path.expanduser(path)
+
+    def _connect(self) -> sqlite3.Connection:
+        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
+        connection = sqlite3.connect(self._path, timeout=60)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+        return connection
+
+    def get(self, keys: list[bytes]) -> dict[bytes, Score]:
+        """The known ones among `keys`; a kept None is an opinion not had."""
+        found: dict[bytes, Score] = {}
+        with closing(self._connect()) as connection:
+            for start in range(0, len(keys), 500):  # sqlite limits the variables of one statement
+                some = keys[start : start + 500]
+                marks = ",".join("?" * len(some))
+                found |= dict(connection.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", some))
+        return found
+
+    def put(self, scores: dict[bytes, Score]) -> None:
+        """Keep scores; Failed ones are left out, so that they are tried again."""
+        rows = [(key, score) for key, score in scores.items() if not isinstance(score, Failed)]
+        with closing(self._connect()) as connection, connection:
+            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)

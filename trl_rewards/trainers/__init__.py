@@ -1,0 +1,12 @@
+"""TRL's trainers with one more argument, `pipeline=`."""
+
+from __future__ import annotations
+
+import importlib
+
+_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer"}
+
+
+def trainer_class(name: str) -> type:
+    """The trainer that a recipe's `trainer:` names."""
+    return getattr(importlib.import_module(f"{__name__}.{name}"), _CLASSES[name])

@@ -1,0 +1,261 @@
+"""The seam with TRL: the only overrides of its trainers, each calling TRL's own method.
+
+`_calculate_rewards` returns `[total | one column per source]`, with weights `[1, 0, …, 0]`, so that TRL logs every
+source and trains on the total. `_generate_and_score_completions` puts the recipe's advantages where TRL's were.
+`_save_checkpoint` and `_load_optimizer_and_scheduler` keep the pipeline's state beside TRL's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import trl
+from packaging.version import Version
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from trl_rewards.components import Context, RewardBatch
+from trl_rewards.errors import RewardError
+from trl_rewards.pipeline import Pipeline
+from trl_rewards.plugins import load_plugins
+from trl_rewards.samples import Samples
+from trl_rewards.scoring import World
+
+logger = logging.getLogger(__name__)
+
+KNOWN_TRL = "1.14 to 1.16"
+_SEAM = {
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
+
+
+class PipelineMixin:
+    """A TRL trainer whose rewards and advantages may come from a Pipeline. Without one it is TRL's own."""
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        *more: Any,
+        pipeline: Pipeline | None = None,
+        base_dir: str = ".",
+        **options: Any,
+    ):
+        self.pipeline = pipeline
+        self.last_batch: RewardBatch | None = None
+        self.last_advantages: torch.Tensor | None = None
+        if pipeline is None:
+            super().__init__(model, reward_funcs, args, *more, **options)
+            return
+        if reward_funcs:
+            raise ValueError("give reward_funcs or pipeline, not both; load_reward makes a source of any reward function")
+        check_seam(type(self))
+        if args is not None:
+            self._check_arguments(args, pipeline)
+        self._context = Context(
+            device=args.device if args is not None else "cpu",
+            seed=args.seed if args is not None else 0,
+            base_dir=base_dir,
+            log_metric=self._log_metric,
+            log_extra=self._log_completion_extra,
+        )
+        # Before the policy: a wrong path or a missing column should not cost its loading.
+        pipeline.setup(self._context)
+        columns = [_Column("total"), *(_Column(name) for name in pipeline.names)]
+        super().__init__(model, columns, args, *more, **options)
+        if len(self.reward_funcs) != 1 + len(pipeline.sources):
+            raise ValueError(
+                "an environment of yours has get_reward, which TRL adds as a reward of weight 1; make it a source: "
+                "a function `def reward(environments, **_): return [e.get_reward() for e in environments]` and "
+                "`use: ./file.py:reward`, and give get_reward another name"
+            )
+        self.reward_weights = torch.tensor([1.0] + [0.0] * len(pipeline.sources))
+        self._committed_state = pipeline.state_dict()
+        self.add_callback(_CommitState(self))
+
+    @classmethod
+    def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
+        """ValueError for arguments that a pipeline takes the meaning of. Trainers add their own."""
+        if args.reward_weights is not None:
+            raise ValueError("reward_weights goes with reward_funcs; with a pipeline each source has its own weight")
+        if args.save_strategy == "steps" and args.save_steps >= 1:
+            per_generation = args.steps_per_generation * args.num_iterations
+            if (args.save_steps * args.gradient_accumulation_steps) % per_generation:
+                logger.warning(
+                    "save_steps %s falls inside a generation batch (%s batches, each used %s times): a run resumed from "
+                    "such a checkpoint generates that batch again and does not repeat exactly. Make save_steps × "
+                    "gradient_accumulation_steps a multiple of %s.",
+                    args.save_steps,
+                    args.steps_per_generation,
+                    args.num_iterations,
+                    per_generation,
+                )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self.pipeline is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        training = self.model.training
+        columns = {name: [row[name] for row in inputs] for name in inputs[0] if name not in ("prompt", "completion")}
+        columns.pop("completion_ids", None)
+        if environments := getattr(self, "environments", None):  # GRPO's; RLOO has none
+            columns["environments"] = environments
+        samples = Samples(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids_list,
+            columns=columns,
+            step=self.state.global_step,
+            max_steps=max(self.state.max_steps, 0),
+        )
+        self._context.trainer_state = self.state
+        world = World(self.accelerator.process_index, self.accelerator.num_processes)
+        group_size = self.num_generations if training else self.num_generations_eval
+        try:
+            with nullcontext() if training else self.pipeline.frozen():
+                batch = self.pipeline.score(samples, group_size, world, self.accelerator.device)
+        except RewardError:
+            self._save_what_was_trained(training)
+            raise
+        self.last_batch = batch
+        mode = "train" if training else "eval"
+        for name, value in self.pipeline.metrics.items():
+            self._metrics[mode][name].append(value)
+        if training:
+            load_plugins().manager.hook.batch_scored(batch=batch, step=self.state.global_step)
+        # TRL calls a row unscorable only if every column is NaN (grpo_trainer.py, unscorable_mask).
+        matrix = torch.cat([batch.rewards[:, None], batch.scores.values], dim=1)
+        return matrix.masked_fill(batch.rewards.isnan()[:, None], float("nan"))
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.pipeline is None:
+            return output
+        batch = self.last_batch
+        assert batch is not None
+        rows = len(batch.rewards)
+        if self.pipeline.advantage is None:
+            logged = list(self._logs["advantages"])[-rows:]
+            self.last_advantages = torch.tensor(logged) if len(logged) == rows else None
+            return output
+        if self.pipeline.advantage.level == "token":
+            batch = batch._replace(mask=self._gathered_mask(output))
+        advantages = self.pipeline.advantages(batch)
+        local = len(output["advantages"])
+        first = self.accelerator.process_index * local
+        mine = advantages[first : first + local]
+        if advantages.dim() == 2:
+            mine = mine[:, : output["completion_ids"].size(1)]  # the gathered width is the widest rank's
+        output["advantages"] = mine.to(output["advantages"].dtype)
+        self.last_advantages = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
+        logged = self._logs["advantages"]  # a bounded deque, whose last rows are TRL's advantages of this batch
+        for _ in range(min(rows, len(logged))):
+            logged.pop()
+        logged.extend(self.last_advantages.tolist())
+        return output
+
+    def _gathered_mask(self, output: dict[str, Any]) -> torch.Tensor:
+        """(N, T) 1 where a token is the policy's own, on every rank; T is the widest rank's."""
+        mask = output["completion_mask"]
+        if "tool_mask" in output:
+            mask = mask * output["tool_mask"]
+        padded = self.accelerator.pad_across_processes(mask, dim=1, pad_index=0)
+        return self.accelerator.gather(padded)
+
+    def _save_what_was_trained(self, training: bool) -> None:
+        """A reward stops the run on all ranks together: keep the finished steps first."""
+        if not training or self.state.global_step == 0 or self.args.save_strategy == "no":
+            return
+        folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if not os.path.isdir(folder):
+            self._save_checkpoint(self.model_wrapped, None)
+        logger.error("a reward stopped the run; step %s is saved in %s", self.state.global_step, folder)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.pipeline is None:
+            return
+        # Not the state of this moment: a checkpoint on SIGTERM may come after a step's rewards and before its end.
+        folder = os.path.join(
+            self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        )
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, _state_file(self.accelerator.process_index))
+        torch.save({"signature": self.pipeline.signature, "state": self._committed_state}, file + ".tmp")
+        os.replace(file + ".tmp", file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.pipeline is None or checkpoint is None:
+            return
+        file = os.path.join(checkpoint, _state_file(self.accelerator.process_index))
+        if not os.path.exists(file):  # fewer ranks wrote it; what follows the gather is the same on every rank
+            file = os.path.join(checkpoint, _state_file(0))
+        if not os.path.exists(file):
+            if self.pipeline.state_dict():
+                raise ValueError(f"{checkpoint} holds no pipeline state, and this pipeline needs one to resume")
+            return
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        if saved["signature"] != self.pipeline.signature:
+            logger.warning(
+                "the checkpoint was written by another pipeline:\n  %s\n  %s", saved["signature"], self.pipeline.signature
+            )
+        self.pipeline.load_state_dict(saved["state"])
+        self._committed_state = saved["state"]
+
+
+class _Column:
+    """The name of a column for TRL, which asks each reward function for its `__name__`. Never called."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("rewards come from the pipeline")
+
+
+class _CommitState(TrainerCallback):
+    """Keeps the pipeline's state as of the last finished step."""
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._trainer._committed_state = self._trainer.pipeline.state_dict()
+
+
+def check_seam(cls: type) -> None:
+    """ImportError if this TRL's trainer is not shaped as the overrides expect."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("trl."):
+            break
+    else:
+        raise TypeError(f"{cls.__name__} is not a TRL trainer")
+    differing = [
+        f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})" if hasattr(base, name) else f"no {name}"
+        for name, wanted in _SEAM.items()
+        if not hasattr(base, name) or list(inspect.signature(getattr(base, name)).parameters) != wanted
+    ]
+    if differing or Version(trl.__version__) < Version("1.14"):
+        raise ImportError(
+            f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
+            f"versions known to work: trl {KNOWN_TRL}"
+        )
+
+
+def _state_file(rank: int) -> str:
+    return f"trl_rewards_rank{rank}.pt"
+
+
+def _row_means(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is None:
+        return advantages.mean(dim=1)
+    return (advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
