@@ -49,7 +49,10 @@ def load_splits(name: str, base_dir: str = ".", config: str | None = None, strea
     import datasets
 
     if name.startswith(BUNDLED):
-        return bundled.load_data(name.removeprefix(BUNDLED))
+        try:
+            return bundled.load_data(name.removeprefix(BUNDLED))
+        except ValueError as error:
+            raise RecipeError([f"dataset_name: {error}"]) from None
     path = Path(resolve_path(name, base_dir))
     if path.is_file():
         return datasets.load_dataset(_builder(path), data_files={"train": str(path)}, streaming=streaming)

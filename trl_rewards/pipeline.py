@@ -170,12 +170,7 @@ class Pipeline:
         weights = [source.weight.at(progress) for source in self.sources]
         raw = Scores(tuple(self.names), values, status, torch.tensor(weights, device=device), group_size)
         with private_randomness(self.seed + samples.step):  # the same on every rank
-            try:
-                shaped, rewards = self._combine(raw, everyone)
-            except RewardError:
-                raise
-            except Exception as error:  # every rank computes the same and raises the same
-                raise RewardError(f"combining rewards failed: {type(error).__name__}: {error}") from error
+            shaped, rewards = self._combine(raw, everyone)
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
@@ -188,7 +183,8 @@ class Pipeline:
         absent = sorted(name for name in self.advantage.needs if getattr(batch, name) is None)
         if absent:
             raise RewardError(f"advantage needs {', '.join(absent)}, which this trainer does not have")
-        advantages = self.advantage(batch).float()
+        with private_randomness(self.seed + batch.samples.step):
+            advantages = _blamed("advantage", self.advantage, batch).float()
         rows = advantages.shape[0] if advantages.dim() else 0
         if rows != len(batch.rewards) or advantages.dim() > 2:
             wanted = f"({len(batch.rewards)},)" if self.advantage.level == "sequence" else f"({len(batch.rewards)}, T)"
@@ -232,27 +228,18 @@ class Pipeline:
         """Source scores as they enter the combiner (N, K), and totals (N,)."""
         shaped = self._shape_sources(raw.values, samples)
         shaped, drop = resolve_holes(shaped, [source.on_missing for source in self.sources], raw.group_size)
-        rewards = self.combine(raw._replace(values=shaped), samples)
-        self._check_shape("combine", rewards, len(samples))
+        rewards = _one_per_row("combine", self.combine, raw._replace(values=shaped), samples)
         rewards = rewards.masked_fill(drop, float("nan"))
         for index, shaper in enumerate(self.shape):
-            rewards = shaper(rewards, samples)
-            self._check_shape(f"shape.{index}", rewards, len(samples))
+            rewards = _one_per_row(f"shape.{index}", shaper, rewards, samples)
         return shaped, rewards
 
     def _shape_sources(self, values: torch.Tensor, samples: Samples) -> torch.Tensor:
         columns = list(values.unbind(dim=1))
         for k, source in enumerate(self.sources):
             for index, shaper in enumerate(source.shape):
-                columns[k] = shaper(columns[k], samples)
-                self._check_shape(f"rewards.{source.name}.shape.{index}", columns[k], len(samples))
+                columns[k] = _one_per_row(f"rewards.{source.name}.shape.{index}", shaper, columns[k], samples)
         return torch.stack(columns, dim=1)
-
-    @staticmethod
-    def _check_shape(path: str, rewards: Any, rows: int) -> None:
-        if not isinstance(rewards, torch.Tensor) or rewards.shape != (rows,):
-            got = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
-            raise RewardError(f"{path} returned {got}; it must return a tensor of shape ({rows},)")
 
     def _measure(
         self, scores: Scores, rewards: torch.Tensor, seconds: list[float], world: World, device: Any
@@ -268,6 +255,25 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
+
+
+def _blamed(path: str, component: Any, *arguments: Any) -> torch.Tensor:
+    """Call a component; what it raises says where in the recipe it is. Every rank computes, and raises, the same."""
+    try:
+        result = component(*arguments)
+    except Exception as error:
+        raise RewardError(f"{path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(result, torch.Tensor):
+        raise RewardError(f"{path} returned {type(result).__name__}; it must return a tensor")
+    return result
+
+
+def _one_per_row(path: str, component: Any, *arguments: Any) -> torch.Tensor:
+    """`_blamed`, for a component that gives (N,); the last argument is the batch's samples."""
+    result, rows = _blamed(path, component, *arguments), len(arguments[-1])
+    if result.shape != (rows,):
+        raise RewardError(f"{path} returned shape {tuple(result.shape)}; it must return ({rows},)")
+    return result
 
 
 def _plain(reward: Any) -> Source:

@@ -11,7 +11,10 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -113,12 +116,30 @@ class Registry:
         return "; ".join(parts)
 
 
-@functools.cache
 def load_plugins() -> Registry:
-    """All installed plugins. Found once per process; `load_plugins.cache_clear()` looks again.
+    """All installed plugins, found once per process.
 
     `TRL_REWARDS_DISABLE=a,b` leaves plugins out, `TRL_REWARDS_PLUGINS=a,b` takes only these.
     """
+    return _in_use[-1] if _in_use else discover()
+
+
+_in_use: list[Registry] = []
+
+
+@contextmanager
+def use_registry(registry: Registry) -> Iterator[Registry]:
+    """Inside the block, names are looked up in this registry."""
+    _in_use.append(registry)
+    try:
+        yield registry
+    finally:
+        _in_use.pop()
+
+
+@functools.cache
+def discover() -> Registry:
+    """Import what the entry points name. `discover.cache_clear()` makes the next call look again."""
     registry = new_registry()
     disabled, only = _names_in("TRL_REWARDS_DISABLE"), _names_in("TRL_REWARDS_PLUGINS")
     for entry_point in sorted(entry_points(group=GROUP), key=lambda found: found.name):
@@ -255,4 +276,9 @@ def _names_in(variable: str) -> set[str] | None:
 def first_sentence(cls: type[Component]) -> str:
     """The first sentence of a component's docstring, for lists."""
     doc = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    return doc.partition(". ")[0].removesuffix(".") + "." if doc else ""
+    return re.split(r"(?<!\bDr)\.\s", doc)[0].removesuffix(".") + "." if doc else ""
+
+
+def kinds() -> list[str]:
+    """The kinds of component that plugins register."""
+    return list(_REGISTRATIONS.values())

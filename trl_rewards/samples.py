@@ -126,10 +126,15 @@ def content_text(message: Message) -> str:
     return "".join(block.get("text") or "" for block in content if block.get("type") == "text")
 
 
-def completion_text(completion: Text) -> str:
-    """A completion as text: the string, or the last assistant message's content (after tool turns, the answer)."""
+def completion_text(completion: Any) -> str:
+    """A completion as text: the string, or the last assistant message's content (after tool turns, the answer).
+
+    A missing one (None, or pandas' NaN) is empty.
+    """
     if isinstance(completion, str):
         return completion
+    if not isinstance(completion, list):
+        return ""
     for message in reversed(completion):
         if message.get("role") == "assistant":
             return content_text(message)

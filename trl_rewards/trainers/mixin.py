@@ -148,7 +148,11 @@ class PipelineMixin:
             return output
         if self.pipeline.advantage.level == "token":
             batch = batch._replace(mask=self._gathered_mask(output))
-        advantages = self.pipeline.advantages(batch)
+        try:
+            advantages = self.pipeline.advantages(batch)
+        except RewardError:
+            self._save_what_was_trained(self.model.training)
+            raise
         local = len(output["advantages"])
         first = self.accelerator.process_index * local
         mine = advantages[first : first + local]

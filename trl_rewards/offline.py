@@ -1,0 +1,196 @@
+"""Scoring completions without training: what `trl-rewards score` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_rewards.components import Context, RewardBatch
+from trl_rewards.data import load_splits, map_columns, model_path
+from trl_rewards.errors import RecipeError
+from trl_rewards.pipeline import Pipeline
+from trl_rewards.recipe import Recipe
+from trl_rewards.samples import Samples
+
+_STATUS = ("ok", "abstained", "failed", "timeout")
+
+
+def score_file(
+    config: str, overrides: Sequence[str], data: str, out: Path, split: str, completion: str, batch_size: int
+) -> str:
+    """Score every row of a dataset and write JSON lines; rows that `out` holds already are kept. Returns a summary.
+
+    A row whose completion column is a list holds the completions of one group: it gives one line per completion.
+    """
+    recipe = Recipe.load(config, overrides, check_trl=False)
+    splits = load_splits(data)
+    if split not in splits:
+        raise RecipeError([f"--split: no split {split!r} in {data} (there is {', '.join(splits)})"], config)
+    dataset = map_columns(splits[split], recipe.dataset, config)
+    names = dataset.column_names
+    if completion not in names:
+        raise RecipeError([f"--completion: no column {completion!r} in {data} (it has {', '.join(names)})"], config)
+    pipeline = Pipeline.from_recipe(recipe)
+    if problems := pipeline.missing_columns([name for name in names if name != completion]):
+        raise RecipeError(problems, config)
+    device = _device()
+    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
+    tokenizer = _tokenizer(recipe)
+
+    from rich.progress import track
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _rows_done(out, recipe.signature)
+    try:
+        with out.open("a", encoding="utf-8") as stream:
+            if not done and stream.tell() == 0:
+                stream.write(json.dumps({"signature": recipe.signature}) + "\n")
+            batches = list(_batches(len(dataset), done, batch_size))
+            for start, end in track(batches, description="scoring", disable=not batches, transient=True):
+                rows = [dataset[index] for index in range(start, end)]
+                for line in _score_rows(pipeline, rows, start, completion, tokenizer, device):
+                    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                stream.flush()
+    finally:
+        pipeline.close()
+    return summary(out)
+
+
+def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(done, rows, size):
+        yield start, min(start + size, rows)
+
+
+def _score_rows(
+    pipeline: Pipeline, rows: list[dict[str, Any]], start: int, completion: str, tokenizer: Any, device: Any
+) -> Iterator[dict[str, Any]]:
+    """One line per completion. Rows of different group sizes are scored size by size, in their order."""
+    groups = [row[completion] if _is_group(row[completion]) else [row[completion]] for row in rows]
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for size in sorted({len(group) for group in groups} - {0}):
+        members = [index for index, group in enumerate(groups) if len(group) == size]
+        repeated = [rows[index] for index in members for _ in range(size)]
+        completions = [_as_completion(text, rows[index]["prompt"]) for index in members for text in groups[index]]
+        samples = Samples(
+            prompts=[row["prompt"] for row in repeated],
+            completions=completions,
+            completion_ids=_token_ids(tokenizer, completions),
+            columns={
+                name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)
+            },
+        )
+        batch = pipeline.score(samples, group_size=size, device=device)
+        scored = _lines(pipeline, batch)
+        for position, index in enumerate(members):
+            found = scored[position * size : (position + 1) * size]
+            lines[index] = [{"row": start + index, "completion": rank} | line for rank, line in enumerate(found)]
+    for index in range(len(rows)):
+        yield from lines.get(index, [])
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, list) and not (value and isinstance(value[0], dict))
+
+
+def _as_completion(value: Any, prompt: Any) -> Any:
+    """Chat prompts have chat completions, whatever the file's column holds."""
+    if isinstance(value, str) and not isinstance(prompt, str):
+        return [{"role": "assistant", "content": value}]
+    return value if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _lines(pipeline: Pipeline, batch: RewardBatch) -> list[dict[str, Any]]:
+    values, status, totals = batch.scores.values.tolist(), batch.scores.status.tolist(), batch.rewards.tolist()
+    return [
+        {
+            "total": _or_none(totals[row]),
+            "scores": {name: _or_none(value) for name, value in zip(pipeline.names, values[row], strict=True)},
+            "status": {
+                name: _STATUS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code
+            },
+        }
+        for row in range(len(totals))
+    ]
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _rows_done(out: Path, signature: str) -> int:
+    """Rows that a file holds. A last line that was cut short is dropped. RecipeError if it is of another recipe."""
+    if not out.exists():
+        return 0
+    kept: list[str] = []
+    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        kept.append(line)
+    if not kept:
+        out.unlink()
+        return 0
+    if json.loads(kept[0]).get("signature") != signature:
+        raise RecipeError(
+            [f"--out: {out} holds scores of another pipeline; give another file or delete it", f"this: {signature}"],
+            str(out),
+        )
+    rows = [json.loads(line)["row"] for line in kept[1:]]
+    last = max(rows, default=-1)
+    # The last row may lack some of its completions: score it again.
+    kept = kept[:1] + [line for line, row in zip(kept[1:], rows, strict=True) if row < last]
+    out.write_text("".join(kept), encoding="utf-8")
+    return max(last, 0)
+
+
+def summary(out: Path) -> str:
+    """Mean, spread and holes per source of a scored file, in lines."""
+    import statistics
+
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()[1:]]
+    lines = [f"{len(rows)} completions scored -> {out}"]
+    columns = {"total": [row["total"] for row in rows]}
+    for row in rows:
+        for name, value in row["scores"].items():
+            columns.setdefault(name, []).append(value)
+    for name, values in columns.items():
+        there = [value for value in values if value is not None]
+        holes = f", {len(values) - len(there)} without a score" if len(there) < len(values) else ""
+        if not there:
+            lines.append(f"  {name}: no scores")
+            continue
+        spread = statistics.pstdev(there)
+        lines.append(
+            f"  {name}: mean {statistics.fmean(there):.4f}, std {spread:.4f}, "
+            f"min {min(there):.4f}, max {max(there):.4f}{holes}"
+        )
+    return "\n".join(lines)
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    """The policy's tokenizer, so that lengths are in its tokens; None if the recipe names no policy or it isn't there."""
+    name = recipe.trl.get("model_name_or_path")
+    if not name:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_path(name, recipe.base_dir))
+    except OSError:
+        return None
+
+
+def _token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
+    if tokenizer is None:
+        return []
+    from trl_rewards.samples import completion_text
+
+    texts = [completion_text(completion) for completion in completions]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,271 @@
+"""The plugin author's kit: samples out of nothing, and one call that checks a component's contract.
+
+    from trl_rewards.testing import check_reward, make_samples
+
+    def test_my_reward_keeps_the_contract():
+        check_reward(MyReward())
+
+The checks raise AssertionError and say what was promised. They run in milliseconds, without a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trl_rewards import plugins
+from trl_rewards.components import Advantage, Combiner, Component, Reward, RewardBatch, Score, Scores, Shaper
+from trl_rewards.samples import Failed, Samples, Text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PROMPTS = ["What is 17 + 5?", "Name the opposite of hot.", "Which day follows Monday?"]
+_COMPLETIONS = [
+    "<think>17 + 5 = 22</think><answer>The sum is 22.</answer>",
+    "The sum is 23.",
+    "cold",
+    "It is cold, cold, cold, and it stays cold for a very long time indeed.",
+    "",
+    "Größe 山 🙂 {} %s <answer>",
+]
+
+
+def make_samples(
+    completions: Sequence[Text] | None = None,
+    prompts: Sequence[Text] | None = None,
+    group_size: int | None = None,
+    chat: bool = False,
+    step: int = 0,
+    max_steps: int = 0,
+    **columns: Sequence[Any],
+) -> Samples:
+    """Samples with sensible values for what is not given: six varied completions, an empty and a unicode one included.
+
+    `chat=True` wraps prompts and completions in messages. Columns are given by name, one value per row. Token ids are
+    one per word.
+    """
+    texts = list(completions if completions is not None else _COMPLETIONS)
+    rows = len(texts)
+    asked = list(prompts) if prompts is not None else [_PROMPTS[row // (group_size or 2) % 3] for row in range(rows)]
+    ids = [[3 + len(word) for word in str(text).split()] for text in texts]
+    if chat:
+        asked = [text if not isinstance(text, str) else [{"role": "user", "content": text}] for text in asked]
+        texts = [text if not isinstance(text, str) else [{"role": "assistant", "content": text}] for text in texts]
+    return Samples(
+        prompts=asked,
+        completions=texts,
+        completion_ids=ids,
+        columns={name: list(values) for name, values in columns.items()},
+        group_size=group_size,
+        step=step,
+        max_steps=max_steps,
+    )
+
+
+def make_scores(values: Sequence[Sequence[float | None]], weights: Sequence[float] | None = None, group_size: int = 2) -> Scores:
+    """Scores (N, K) from nested lists, None for a hole; sources are called a, b, c …"""
+    import torch
+
+    table = torch.tensor([[math.nan if cell is None else cell for cell in row] for row in values])
+    count = table.shape[1]
+    return Scores(
+        names=tuple("abcdefghij"[:count]),
+        values=table,
+        status=table.isnan().to(torch.uint8),
+        weights=torch.tensor(list(weights) if weights else [1.0] * count),
+        group_size=group_size,
+    )
+
+
+def make_batch(rewards: Sequence[float | None], group_size: int = 2, tokens: int = 3) -> RewardBatch:
+    """A RewardBatch of one source whose totals are `rewards`, None for a row without a score."""
+    import torch
+
+    scores = make_scores([[reward] for reward in rewards], group_size=group_size)
+    samples = make_samples(completions=["text"] * len(rewards))
+    mask = torch.ones(len(rewards), tokens)
+    return RewardBatch(scores.values[:, 0].clone(), scores, samples, mask=mask, shaped=scores.values.clone())
+
+
+def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequence[Any]) -> None:
+    """A reward gives one score per row, in any order and any batch, for plain and chat rows, and survives pickling.
+
+    Give `samples`, or columns for the six rows that `make_samples` makes.
+    """
+    group_size = 2 if reward.scope == "group" else None
+    given = [samples] if samples is not None else [make_samples(chat=chat, **columns) for chat in (False, True)]
+    for rows in given:
+        rows = rows.take(range(len(rows)), group_size)
+        missing = rows.missing(reward.reads())
+        assert not missing, f"it reads columns {missing}: pass them, check_reward(reward, {missing[0]}=[…])"
+        rows = rows.only(reward.reads())
+        before = copy.deepcopy(rows)
+        scores = run_reward(reward, rows)
+        assert rows == before, "it changes its samples; other components read them too"
+        _check_scores(scores, len(rows))
+        if not reward.deterministic:
+            continue
+        _same(run_reward(reward, rows), scores, "scores the same rows differently the second time")
+        unit = group_size or 1
+        starts = range(0, len(rows), unit)
+        units = [rows.take(range(start, start + unit), group_size) for start in starts]
+        alone = [score for each in units for score in run_reward(reward, each)]
+        _same(alone, scores, f"a {'group' if group_size else 'row'} scores differently in another batch")
+        order = [start + offset for start in reversed(starts) for offset in range(unit)]
+        backwards = run_reward(reward, rows.take(order, group_size))
+        _same(backwards, [scores[row] for row in order], "scores depend on the order of rows")
+        _same(run_reward(pickle.loads(pickle.dumps(reward)), rows), scores, "scores differ after pickling")
+    _check_no_rows(reward, given[0])
+    _check_state(reward)
+
+
+def run_reward(reward: Reward, samples: Samples) -> list[Score]:
+    """A reward's scores, whether it is sync or async."""
+    return list(asyncio.run(reward.ascore(samples)) if reward.is_async() else reward.score(samples))
+
+
+def _check_no_rows(reward: Reward, samples: Samples) -> None:
+    assert run_reward(reward, samples.take([]).only(reward.reads())) == [], "no rows must give no scores"
+
+
+def _check_scores(scores: list[Score], rows: int) -> None:
+    assert len(scores) == rows, f"{len(scores)} scores for {rows} rows; give exactly one per row"
+    for score in scores:
+        assert score is None or isinstance(score, Failed) or _is_real(score), (
+            f"{score!r} is not a score; give a finite float, None for no opinion, or Failed(reason)"
+        )
+
+
+def _is_real(score: Any) -> bool:
+    return isinstance(score, int | float) and math.isfinite(score)
+
+
+def _same(got: list[Score], wanted: list[Score], complaint: str) -> None:
+    for mine, theirs in zip(got, wanted, strict=True):
+        equal = math.isclose(mine, theirs, abs_tol=1e-5) if _is_real(mine) and _is_real(theirs) else mine == theirs
+        assert equal, f"it {complaint}: {theirs!r} became {mine!r}"
+
+
+def check_combiner(combiner: Combiner) -> None:
+    """A combiner gives (N,), leaves a row without any score NaN, and treats rows alike whatever their place."""
+    import torch
+
+    values = [[0.2, 0.9], [0.4, 0.1], [0.7, 0.7], [0.0, 0.6], [None, 0.5], [0.3, None], [None, None], [0.8, 0.2]]
+    scores = make_scores(values, weights=[1.0, 0.5], group_size=4)
+    samples = make_samples(completions=["text"] * len(values), group_size=4)
+    before = scores.values.clone()
+    total = combiner(scores, samples)
+    assert total.shape == (len(values),), f"got shape {tuple(total.shape)}, wanted ({len(values)},)"
+    assert torch.equal(scores.values.nan_to_num(-9), before.nan_to_num(-9)), "it changes the scores it was given"
+    assert total[6].isnan(), "a row without any score must stay NaN"
+    assert total[[0, 1, 2, 3, 7]].isfinite().all(), "rows with every score must have a finite total"
+    swapped = [4, 5, 6, 7, 0, 1, 2, 3]
+    again = combiner(scores._replace(values=scores.values[swapped]), samples)
+    _close(again, total[swapped], "totals depend on the order of groups")
+    alone = make_scores([row[:1] for row in values], group_size=4)
+    assert combiner(alone, samples).shape == (len(values),), "one source alone must work"
+    _check_state(combiner)
+
+
+def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequence[Any]) -> None:
+    """A shaper gives (N,), keeps NaN rows NaN and out of its statistics, and restores its state exactly."""
+    import torch
+
+    rewards = torch.tensor([0.5, -1.5, math.nan, 2.0, 0.5, 0.25])
+    samples = samples if samples is not None else make_samples(**columns)
+    fresh = copy.deepcopy(shaper)
+    before = rewards.clone()
+    shaped = shaper(rewards, samples)
+    assert shaped.shape == rewards.shape, f"got shape {tuple(shaped.shape)}, wanted {tuple(rewards.shape)}"
+    assert torch.equal(rewards.nan_to_num(-9), before.nan_to_num(-9)), "it changes the rewards it was given"
+    assert torch.equal(shaped.isnan(), rewards.isnan()), "NaN rows must stay NaN, and only they"
+    there = [0, 1, 3, 4, 5]
+    _close(copy.deepcopy(fresh)(rewards[there], samples.take(there)), shaped[there], "a NaN row moves the others")
+    for constant in (0.0, 1.0):
+        flat = copy.deepcopy(fresh)(torch.full((len(samples),), constant), samples)
+        assert flat.isfinite().all(), f"constant rewards of {constant} give {flat.tolist()}"
+    state = copy.deepcopy(shaper.state_dict())
+    assert shaper(before, samples).shape == rewards.shape
+    second = shaper(before, samples)
+    resumed = copy.deepcopy(fresh)
+    resumed.load_state_dict(state)
+    resumed(before, samples)
+    _close(resumed(before, samples), second, "state_dict does not hold all of its state")
+    _check_state(shaper)
+
+
+def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
+    """An advantage gives (N,) or (N, T): finite, 0 for holes, equal groups and G=1, unmoved by the order of groups.
+
+    Rewards between 0 and `high` are used.
+    """
+    import torch
+
+    def run(rewards: Sequence[float | None], group_size: int) -> Tensor:
+        result = advantage(make_batch([None if r is None else r * high for r in rewards], group_size))
+        wanted = (len(rewards),) if advantage.level == "sequence" else (len(rewards), 3)
+        assert tuple(result.shape) == wanted, f"got shape {tuple(result.shape)}, wanted {wanted} ({advantage.level} level)"
+        assert result.isfinite().all(), f"rewards {rewards} give {result.tolist()}"
+        return result.double()
+
+    rewards = [0.1, 0.9, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3, 0.8, None, 0.2, 0.5]
+    result = run(rewards, 4)
+    assert (result[4:8] == 0).all(), f"a group of equal rewards must give exactly 0, got {result[4:8].tolist()}"
+    assert (result[9] == 0).all(), "a row without a reward must give exactly 0"
+    assert (result[0] != 0).any(), "different rewards in a group must give a signal"
+    moved = [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]
+    _close(run([rewards[row] for row in moved], 4), result[moved], "advantages depend on the order of groups")
+    inside = [1, 0, 3, 2, 4, 5, 6, 7, 11, 10, 9, 8]
+    _close(run([rewards[row] for row in inside], 4), result[inside], "advantages depend on the order within a group")
+    assert (run([0.2, 0.9], 1) == 0).all() or "values" in advantage.needs, "a group of one has nothing to compare with"
+    for special in ([None] * 8, [0.0] * 8, [1.0] * 8, [None, None, None, 0.5] * 2):
+        assert (run(special, 4) == 0).all(), f"rewards {special} must give 0"
+    _check_state(advantage)
+    assert torch.is_tensor(advantage(make_batch([0.0, 1.0], 2)))
+
+
+def _close(got: Tensor, wanted: Tensor, complaint: str) -> None:
+    import torch
+
+    assert torch.allclose(got.double(), wanted.double(), atol=1e-5, equal_nan=True), (
+        f"{complaint}: {wanted.tolist()} became {got.tolist()}"
+    )
+
+
+def _check_state(component: Component) -> None:
+    """`state_dict` goes through a checkpoint and back."""
+    import io
+
+    import torch
+
+    state = component.state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    try:
+        restored = torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise AssertionError(f"state_dict may hold tensors, numbers, strings, lists and dicts only: {error}") from None
+    component.load_state_dict(restored)
+
+
+@contextmanager
+def plugin_manager(plugins_by_name: Mapping[str, Any] | None = None) -> Iterator[plugins.Registry]:
+    """A registry with the installed plugins and yours, in use inside the block.
+
+        with plugin_manager({"mine": my_module}):
+            load_reward("my_reward")
+    """
+    installed = plugins.load_plugins()
+    registry = plugins.new_registry()
+    registry.plugins, registry.entries = list(installed.plugins), list(installed.entries)
+    for name, module in (plugins_by_name or {}).items():
+        plugins.add_plugin(registry, module, name)
+    with plugins.use_registry(registry):
+        yield registry

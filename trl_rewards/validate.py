@@ -1,0 +1,36 @@
+"""Checking a recipe before a run: what `trl-rewards validate` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trl_rewards.errors import RecipeError
+from trl_rewards.recipe import Recipe, parse_trl
+
+
+def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Lines that say what was checked and what could not be. Raises RecipeError with every problem."""
+    recipe = Recipe.load(config, overrides)
+    from trl_rewards.data import BUNDLED, load_recipe_data
+    from trl_rewards.pipeline import Pipeline
+
+    script, _, model, mixture = parse_trl(recipe)
+    pipeline = Pipeline.from_recipe(recipe)
+    lines = [f"{config}: trainer {recipe.trainer}, {len(recipe.rewards)} sources ({', '.join(pipeline.names)})"]
+    problems = [] if model.model_name_or_path else ["model_name_or_path: a policy is needed"]
+    name = script.dataset_name or ""
+    local = name.startswith((BUNDLED, ".", "/", "~")) or name.endswith((".json", ".jsonl", ".csv", ".parquet"))
+    if not name or local:
+        try:
+            splits = load_recipe_data(recipe, script, mixture)
+        except RecipeError as error:
+            problems += error.problems
+        else:
+            problems += pipeline.missing_columns(splits[script.dataset_train_split].column_names)
+            sizes = ", ".join(f"{split} {len(dataset)}" for split, dataset in splits.items())
+            lines.append(f"dataset {name}: {sizes} rows")
+    else:
+        lines.append(f"dataset {name}: not looked at (it is on the Hub)")
+    if problems:
+        raise RecipeError(problems, config)
+    return [*lines, f"signature: {recipe.signature}", "ok"]
