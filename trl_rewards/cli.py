@@ -51,11 +51,11 @@ def validate(context: typer.Context, recipe: str) -> None:
 @app.command()
 def plugins() -> None:
     """What is installed: plugin, version, which hooks; broken ones with the reason."""
-    from trl_rewards.plugins import load_plugins
+    from trl_rewards.plugins import load_plugins, why_none
 
     registry = load_plugins()
     if not registry.plugins:
-        print('no plugins found; run "pip install -e ." in the checkout')
+        print(f"no plugins found; {why_none()}")
         raise typer.Exit(1)
     rows = []
     for plugin in registry.plugins:

@@ -44,6 +44,7 @@ def load_advantage(use: str, /, **options: Any) -> Advantage:
 
 
 def _load(kind: str, use: str, options: dict[str, Any]) -> Any:
+    component_class(kind, use)  # a PluginError of its own, where `build` would make it one problem among others
     component, problems = build(kind, use, options)
     if problems:
         raise RecipeError(problems, source=f"{kind} {use!r}")

@@ -24,12 +24,11 @@ def std(rewards: Tensor, ddof: int = 1) -> Tensor:
     `ddof` 1 is the sample deviation, 0 the population's. Exactly 0 for constant values and where fewer than ddof + 1
     values are scored.
     """
-    import torch
-
-    values = rewards.double()
-    count = (~values.isnan()).sum(dim=-1)
+    values, holes = rewards.double(), rewards.isnan()
+    count = (~holes).sum(dim=-1)
     squares = (values - values.nanmean(dim=-1, keepdim=True)).square().nansum(dim=-1)
-    spread = values.nan_to_num(nan=-torch.inf).amax(dim=-1) - values.nan_to_num(nan=torch.inf).amin(dim=-1)
+    infinity = float("inf")
+    spread = values.masked_fill(holes, -infinity).amax(dim=-1) - values.masked_fill(holes, infinity).amin(dim=-1)
     deviation = (squares / (count - ddof).clamp(min=1)).sqrt()
     return deviation.masked_fill((spread <= 0) | (count <= ddof), 0.0)
 

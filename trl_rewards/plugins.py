@@ -65,7 +65,7 @@ class Entry:
             return self.target
         try:
             return _import_target(self.target)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} {self.name!r} of plugin {self.owner!r} cannot be imported from {self.target!r}: "
                 + _REASON.format(type=type(error).__name__, error=error)
@@ -101,8 +101,8 @@ class Registry:
         raise PluginError(self._not_found(kind, name, named))
 
     def _not_found(self, kind: str, name: str, named: list[Entry]) -> str:
-        if not self.plugins and not os.environ.get("TRL_REWARDS_PLUGINS"):
-            return f'no plugins found, so no {kind} {name!r}; run "pip install -e ." in the checkout'
+        if not self.plugins:
+            return f"no plugins found, so no {kind} {name!r}; {why_none()}"
         if named:
             return f"{kind} {name!r} does not exist; {named[0].name!r} is provided by {named[0].owner!r}"
         known = [entry.name for entry in self.of_kind(kind)]
@@ -161,6 +161,7 @@ def add_plugin(registry: Registry, module: Any, name: str, distribution: str = "
     hooks: list[str] = []
     entries: list[Entry] = []
     broken = None
+    known = registry.manager.is_registered(module)  # under another name: that one must go on working
     try:
         _refuse_unknown_hooks(registry.manager, module)
         registry.manager.register(module, name=name)
@@ -169,9 +170,9 @@ def add_plugin(registry: Registry, module: Any, name: str, distribution: str = "
                 if impl.plugin is module:
                     entries += _declared(hook, kind, name, impl.function())
         hooks = [caller.name for caller in registry.manager.get_hookcallers(module) or ()]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         broken = _REASON.format(type=type(error).__name__, error=error)
-        if registry.manager.is_registered(module):
+        if registry.manager.is_registered(module) and not known:
             registry.manager.unregister(module)
     plugin = Plugin(name, distribution, version, getattr(module, "__name__", repr(module)), tuple(hooks), broken)
     registry.plugins.append(plugin)
@@ -230,10 +231,10 @@ def load_target(target: str, base_dir: str = ".") -> Any:
     """The object that `./file.py:attribute` or `package.module:attribute` names; PluginError says what is there."""
     place, _, attribute = target.rpartition(":")
     try:
-        module = _load_file(place, base_dir) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(place, base_dir) if place.endswith(".py") else _import_module(place)
     except PluginError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = _REASON.format(type=type(error).__name__, error=error)
         raise PluginError(f"{place!r} (in {target!r}) cannot be imported: {reason}") from error
     try:
@@ -241,6 +242,13 @@ def load_target(target: str, base_dir: str = ".") -> Any:
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise PluginError(f"{place!r} has no {attribute!r}{did_you_mean(attribute, public)}") from None
+
+
+def _import_module(name: str) -> ModuleType:
+    """A module by its dotted name, from the working directory too, as `trl grpo --reward_funcs` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
 
 
 def _load_file(path: str, base_dir: str) -> ModuleType:
@@ -266,6 +274,14 @@ def _load_file(path: str, base_dir: str) -> ModuleType:
 def _import_target(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+
+
+def why_none() -> str:
+    """What to do where no plugin was found at all."""
+    for variable in ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE"):
+        if variable in os.environ:
+            return f"{variable}={os.environ[variable]!r} leaves none; unset it or name others"
+    return 'run "pip install -e ." in the checkout'
 
 
 def _names_in(variable: str) -> set[str] | None:

@@ -23,7 +23,7 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     A row on which only sources of weight 0 have a score is NaN, unless all weights are 0.
     """
     there = ~values.isnan()
-    total = (values.nan_to_num(nan=0.0) * weights).sum(dim=1)
+    total = (values.masked_fill(~there, 0.0) * weights).sum(dim=1)
     size = weights.abs()
     present = (there * size).sum(dim=1)
     scored = (present > 0) | (there.any(dim=1) & (size.sum() == 0))
@@ -83,8 +83,8 @@ class Min(Combiner):
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         values = _in_use(scores)
-        lowest = values.nan_to_num(nan=float("inf")).amin(dim=1)
-        return lowest.masked_fill(values.isnan().all(dim=1), float("nan"))
+        holes = values.isnan()
+        return values.masked_fill(holes, float("inf")).amin(dim=1).masked_fill(holes.all(dim=1), float("nan"))
 
 
 class Product(Combiner):
@@ -92,4 +92,5 @@ class Product(Combiner):
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         values = _in_use(scores)
-        return values.nan_to_num(nan=1.0).prod(dim=1).masked_fill(values.isnan().all(dim=1), float("nan"))
+        holes = values.isnan()
+        return values.masked_fill(holes, 1.0).prod(dim=1).masked_fill(holes.all(dim=1), float("nan"))

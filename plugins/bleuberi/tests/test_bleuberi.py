@@ -71,9 +71,11 @@ def test_a_reference_that_is_no_text_is_refused_with_its_row():
         score(["a", "b"], [["a"], [3]])
 
 
-def test_the_last_assistant_message_is_read():
+def test_turn_says_which_assistant_message_is_read():
     turns = [{"role": "assistant", "content": "let me look"}, {"role": "tool", "content": "Paris"}]
-    assert score([[*turns, {"role": "assistant", "content": FOX}]], [[FOX]]) == [1.0]
+    completion = [*turns, {"role": "assistant", "content": FOX}]
+    assert score([completion], [[FOX]], turn="last") == [1.0]
+    assert score([completion], [["let me look"]]) == [1.0]
 
 
 def test_extract_answer_off_scores_the_whole_completion():

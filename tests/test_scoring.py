@@ -1,0 +1,444 @@
+"""Sources run side by side, within their time, and a hole never becomes a number."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy
+import pytest
+import torch
+
+from trl_rewards import Failed, Pipeline, Reward, RewardError
+from trl_rewards.components import Status
+from trl_rewards.schedules import Schedule
+from trl_rewards.scoring import ScoreCache, Source, resolve_holes, run_source
+from trl_rewards.testing import make_samples
+
+NAN = float("nan")
+
+
+class Fixed(Reward):
+    """Hands out the scores it was made with, row by row."""
+
+    deterministic = False
+    scores: list = ()  # type: ignore[assignment]
+
+    def score(self, samples):
+        return list(self.scores)
+
+
+class Counting(Reward):
+    columns = ("tag",)
+
+    def __post_init__(self):
+        self.calls: list[list[str]] = []
+
+    def score(self, samples):
+        self.calls.append(list(samples.texts))
+        return [float(len(text)) for text in samples.texts]
+
+
+def source(reward: Reward, name: str = "r", **options) -> Source:
+    weight = Schedule.parse(options.pop("weight", 1.0))
+    return Source(name, reward, weight, signature=name, **options)
+
+
+def score(*sources: Source, rows: int = 4, group_size: int = 4, **options):
+    pipeline = Pipeline(list(sources), **options)
+    return pipeline.score(make_samples(["text"] * rows, tag=["t"] * rows), group_size)
+
+
+def stock_trl_advantages(matrix: list[list[float]], weights: list[float]) -> list[float]:
+    """TRL 1.16, sum_then_normalize over one group: nansum, then (r - mean) / (std + 1e-4)."""
+    rewards = (torch.tensor(matrix) * torch.tensor(weights)).nansum(dim=1)
+    return ((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist()
+
+
+# --- holes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_judge_call_is_a_zero_in_stock_trl_and_not_here():
+    """Four correct answers, the judge fails on the last one: stock TRL punishes it with -1.47."""
+    judge = [0.8, 0.7, 0.9, None]
+    stock = stock_trl_advantages([[1.0, NAN if s is None else s] for s in judge], [1.0, 1.0])
+    assert stock == pytest.approx([0.49, 0.24, 0.73, -1.47], abs=0.01)
+
+    def advantages(on_missing: str) -> list[float]:
+        from trl_rewards import load_advantage
+
+        correct = source(Fixed(scores=[1.0] * 4), "correct")
+        judged = source(Fixed(scores=[0.8, 0.7, 0.9, Failed("no answer")]), "judge", on_missing=on_missing)
+        pipeline = Pipeline([correct, judged], advantage=load_advantage("group_norm"))
+        batch = pipeline.score(make_samples(["text"] * 4), 4)
+        assert batch.scores.status[:, 1].tolist() == [Status.OK] * 3 + [Status.FAILED]
+        assert batch.scores.values[3, 1].isnan()
+        return pipeline.advantages(batch).tolist()
+
+    # The mean of the group's other judgements, 0.8: the unjudged answer is neither better nor worse than they are.
+    assert advantages("group_mean") == pytest.approx([0.0, -1.22, 1.22, 0.0], abs=0.01)
+    # Weights over what is there: its total is 2 · 1.0, beside 1.8, 1.7 and 1.9.
+    assert advantages("renormalize") == pytest.approx([-0.39, -1.16, 0.39, 1.16], abs=0.01)
+    # Out of the baseline, without advantage of its own.
+    assert advantages("drop_row") == pytest.approx([0.0, -1.0, 1.0, 0.0], abs=0.01)
+    assert advantages("drop_group") == [0.0] * 4
+    with pytest.raises(RewardError, match="on_missing is 'fail': no answer"):
+        advantages("fail")
+
+
+def test_renormalize_scales_to_the_weights_that_are_there():
+    a, b = source(Fixed(scores=[1.0, None]), "a", weight=3.0), source(Fixed(scores=[2.0, 2.0]), "b", weight=1.0)
+    assert score(a, b, rows=2, group_size=2).rewards.tolist() == [5.0, 8.0]  # 3+2, and 2·1 · (4/1)
+
+
+def test_a_penalty_with_a_negative_weight_renormalises_by_size():
+    a, b = source(Fixed(scores=[1.0, 1.0]), "a"), source(Fixed(scores=[0.5, None]), "b", weight=-1.0)
+    assert score(a, b, rows=2, group_size=2).rewards.tolist() == [0.5, 2.0]
+
+
+def test_a_row_scored_only_by_a_watched_source_has_no_total():
+    a, b = source(Fixed(scores=[1.0, None]), "a"), source(Fixed(scores=[0.5, 0.5]), "b", weight=0.0)
+    total = score(a, b, rows=2, group_size=2).rewards
+    assert total[0] == 1.0
+    assert total[1].isnan()
+
+
+def test_group_mean_leaves_a_group_without_any_score_to_the_combiner():
+    values = torch.tensor([[1.0, NAN], [2.0, NAN], [3.0, 4.0], [5.0, NAN]])
+    filled, drop = resolve_holes(values, ["renormalize", "group_mean"], group_size=2)
+    assert filled.nan_to_num(-1).tolist() == [[1.0, -1.0], [2.0, -1.0], [3.0, 4.0], [5.0, 4.0]]
+    assert not drop.any()
+
+
+def test_abstention_and_failure_have_their_own_status():
+    reward = Fixed(scores=[1.0, None, NAN, Failed("x"), Failed("y", status="timeout"), float("inf"), True, numpy.float32(2)])
+    batch = score(source(reward, max_failures=1.0), rows=8, group_size=8)
+    assert batch.scores.status[:, 0].tolist() == [0, 1, 1, 2, 3, 2, 0, 0]
+    assert batch.scores.values[:, 0].nan_to_num(-9).tolist() == [1.0, -9, -9, -9, -9, -9, 1.0, 2.0]
+
+
+def test_metrics_say_what_happened():
+    pipeline = Pipeline([source(Fixed(scores=[1.0, None, Failed("x"), 2.0]), "judge", weight=0.5)])
+    pipeline.score(make_samples(["text"] * 4), 4)
+    assert pipeline.metrics["rewards/judge/missing"] == 0.5
+    assert pipeline.metrics["rewards/judge/failed"] == 0.25
+    assert pipeline.metrics["rewards/judge/weight"] == 0.5
+    assert pipeline.metrics["rewards/total/missing"] == 0.5
+
+
+# --- broken sources --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([1.0, 2.0], "returned 2 scores for 4 completions"),
+        (["good"] * 4, "returned 'good'"),
+        ([[1.0]] * 4, "returned \\[1.0\\]"),
+    ],
+)
+def test_a_broken_contract_stops_the_run_and_says_what_is_wanted(scores, words):
+    with pytest.raises(RewardError, match=f"reward 'judge' {words}.*return"):
+        score(source(Fixed(scores=scores), "judge"))
+
+
+def test_a_source_that_returns_no_list_is_named():
+    class Nothing(Reward):
+        def score(self, samples):
+            return None
+
+    with pytest.raises(RewardError, match="reward 'nothing' returned None; return a list with one score"):
+        score(source(Nothing(), "nothing"))
+
+
+class Picky(Reward):
+    def score(self, samples):
+        if any(text == "bad" for text in samples.texts):
+            raise ValueError("cannot read it")
+        return [1.0] * len(samples)
+
+
+def test_one_row_that_raises_costs_one_cell():
+    samples = make_samples(["good", "fine", "bad", "nice"])
+    scores = run_source(source(Picky()), samples)
+    assert scores == [1.0, 1.0, Failed("ValueError: cannot read it"), 1.0]
+
+
+def test_too_many_failures_stop_the_run_with_the_reason():
+    with pytest.raises(RewardError, match=r"failed on 2 of 3 completions, more than max_failures 0.5.*cannot read it \(2 t"):
+        Pipeline([source(Picky(), "picky")]).score(make_samples(["bad", "bad", "good"]), 3)
+
+
+def test_a_failing_shaper_is_named_by_its_place():
+    from trl_rewards import Shaper
+
+    class Broken(Shaper):
+        def __call__(self, rewards, samples):
+            raise ZeroDivisionError("no")
+
+    with pytest.raises(RewardError, match=r"rewards.r.shape.0 failed: ZeroDivisionError: no"):
+        score(source(Fixed(scores=[1.0] * 4), shape=[Broken()]))
+
+
+def test_an_infinite_total_stops_the_run():
+    from trl_rewards import load_shaper
+
+    huge = source(Fixed(scores=[3e38] * 4), shape=[load_shaper("scale", factor=10.0)])
+    with pytest.raises(RewardError, match="infinite"):
+        score(huge)
+
+
+# --- deadlines, retries, concurrency ---------------------------------------------------------------------------------
+
+
+class Sleepy(Reward):
+    def score(self, samples):
+        for text in samples.texts:
+            if text == "hang":
+                time.sleep(30)
+        return [1.0] * len(samples)
+
+
+class AsyncSleepy(Reward):
+    async def ascore(self, samples):
+        if "hang" in samples.texts:
+            await asyncio.sleep(30)
+        return [1.0] * len(samples)
+
+
+@pytest.mark.parametrize("reward", [Sleepy(), AsyncSleepy()])
+def test_a_row_past_its_deadline_is_a_hole_and_the_others_are_scored(reward):
+    samples = make_samples(["a", "hang", "b"])
+    scores = run_source(source(reward, timeout=0.3, concurrency=2), samples)
+    assert scores == [1.0, Failed("took longer than 0.3 s", status="timeout"), 1.0]
+
+
+def test_a_whole_batch_past_its_deadline_is_all_holes():
+    scores = run_source(source(Sleepy(), timeout=0.2), make_samples(["a", "hang"]))
+    assert [score.status for score in scores] == ["timeout", "timeout"]
+
+
+def test_concurrency_bounds_the_calls_in_flight():
+    class Watching(Reward):
+        def __post_init__(self):
+            self.now = self.most = 0
+            self.lock = threading.Lock()
+
+        def score(self, samples):
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(0.02)
+            with self.lock:
+                self.now -= 1
+            return [1.0] * len(samples)
+
+    reward = Watching()
+    run_source(source(reward, concurrency=3), make_samples([f"text {row}" for row in range(12)]))
+    assert reward.most == 3
+
+
+def test_async_rows_are_in_flight_together_up_to_the_limit():
+    class Watching(Reward):
+        def __post_init__(self):
+            self.now = self.most = 0
+
+        async def ascore(self, samples):
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0.02)
+            self.now -= 1
+            return [1.0] * len(samples)
+
+    reward = Watching()
+    run_source(source(reward, concurrency=4), make_samples([f"text {row}" for row in range(12)]))
+    assert reward.most == 4
+
+
+def test_waiting_sources_run_side_by_side():
+    meeting = threading.Barrier(2, timeout=10)
+
+    class Meets(Reward):
+        def score(self, samples):
+            meeting.wait()  # raises unless the other source runs at the same time
+            return [1.0] * len(samples)
+
+    batch = score(source(Meets(), "a", timeout=20), source(Meets(), "b", timeout=20))
+    assert batch.rewards.tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_call_that_raises_is_made_again(asynchronous, monkeypatch):
+    monkeypatch.setattr("trl_rewards.scoring._pauses", lambda retries: iter([0.0] * retries + [None]))
+
+    class Flaky(Reward):
+        def __post_init__(self):
+            self.calls = 0
+
+        def flake(self, samples):
+            self.calls += 1
+            if self.calls < 3:
+                raise ConnectionError("try again")
+            return [1.0] * len(samples)
+
+    if asynchronous:
+
+        class Tested(Flaky):
+            async def ascore(self, samples):
+                return self.flake(samples)
+    else:
+
+        class Tested(Flaky):
+            def score(self, samples):
+                return self.flake(samples)
+
+    assert run_source(source(Tested(), retries=2), make_samples(["a"])) == [1.0]
+    failed = run_source(source(Tested(), retries=1), make_samples(["a"]))
+    assert failed == [Failed("ConnectionError: try again")]
+
+
+@pytest.mark.slow
+def test_an_isolated_hang_is_killed_and_its_pool_lives_on(write):
+    path = write(
+        "hanging.py",
+        "def hanging(completions, **kwargs):\n"
+        "    for text in completions:\n"
+        "        if text == 'hang':\n"
+        "            9 ** 9 ** 9 ** 9\n"  # holds the interpreter's lock: no thread could stop it
+        "        if text == 'raise':\n"
+        "            raise ValueError('no')\n"
+        "    return [float(len(text)) for text in completions]\n",
+    )
+    from trl_rewards import load_reward
+    from trl_rewards.scoring import close_source
+
+    use = f"{path}:hanging"
+    isolated = source(load_reward(use), isolate=True, timeout=1.0, concurrency=2, use=(use, {}, "."))
+    try:
+        scores = run_source(isolated, make_samples(["ab", "hang", "abc", "raise", "a"]))
+        assert scores[0] == 2.0
+        assert scores[1] == Failed("took longer than 1 s", status="timeout")
+        assert scores[2] == 3.0
+        assert isinstance(scores[3], Failed)
+        assert scores[3].reason.startswith("ValueError: no")
+        assert scores[4] == 1.0
+        assert run_source(isolated, make_samples(["abcd"])) == [4.0]
+    finally:
+        close_source(isolated)
+
+
+# --- duplicates and cache --------------------------------------------------------------------------------------------
+
+
+def test_identical_rows_are_scored_once():
+    reward = Counting()
+    samples = make_samples(["aa", "b", "aa", "aa"], prompts=["p"] * 4, tag=["x", "x", "x", "y"])
+    assert run_source(source(reward), samples) == [2.0, 1.0, 2.0, 2.0]
+    assert reward.calls == [["aa", "b", "aa"]]  # the last "aa" has another column value
+
+
+def test_a_reward_that_is_not_deterministic_sees_every_row():
+    class Noisy(Counting):
+        deterministic = False
+
+    reward = Noisy()
+    run_source(source(reward), make_samples(["aa", "aa"], prompts=["p", "p"], tag=["x", "x"]))
+    assert reward.calls == [["aa", "aa"]]
+
+
+def test_a_column_that_was_not_declared_is_not_there():
+    class Sneaky(Reward):
+        def score(self, samples):
+            return samples["tag"]
+
+    scores = run_source(source(Sneaky(), "sneaky"), make_samples(["a"], tag=[1.0]))
+    assert "declare it in `columns`" in scores[0].reason
+
+
+def test_the_cache_keeps_scores_between_processes_and_sources_apart(tmp_path):
+    path = str(tmp_path / "deep" / "scores.sqlite")
+    samples = make_samples(["aa", "b"], tag=["x", "x"])
+    first, again, other = Counting(), Counting(), Counting()
+    assert run_source(source(first, cache=path), samples) == [2.0, 1.0]
+    assert run_source(source(again, cache=path), samples) == [2.0, 1.0]
+    assert again.calls == []
+    run_source(source(other, "another", cache=path), samples)
+    assert other.calls == [["aa", "b"]]
+    changed = Counting()
+    run_source(source(changed, cache=path), make_samples(["aa", "b"], tag=["x", "y"]))
+    assert changed.calls == [["b"]]
+
+
+def test_the_cache_keeps_no_opinion_but_not_a_failure(tmp_path):
+    class Mixed(Counting):
+        def score(self, samples):
+            self.calls.append(list(samples.texts))
+            return [None if text == "none" else Failed("down") for text in samples.texts]
+
+    path = str(tmp_path / "scores.sqlite")
+    samples = make_samples(["none", "fails"], tag=["x", "x"])
+    first, again = Mixed(), Mixed()
+    run_source(source(first, cache=path), samples)
+    assert run_source(source(again, cache=path), samples) == [None, Failed("down")]
+    assert again.calls == [["fails"]]
+
+
+def test_the_cache_takes_more_keys_than_one_statement_may_hold(tmp_path):
+    cache = ScoreCache(str(tmp_path / "scores.sqlite"))
+    scores = {bytes([row // 256, row % 256]): float(row) for row in range(2000)}
+    cache.put(scores)
+    assert cache.get(list(scores)) == scores
+
+
+# --- randomness and groups -------------------------------------------------------------------------------------------
+
+
+def test_scoring_leaves_the_policys_random_streams_alone():
+    import random
+
+    class Noisy(Reward):
+        deterministic = False
+
+        def score(self, samples):
+            torch.manual_seed(1)
+            return [torch.rand(()).item() + random.random() + numpy.random.rand() for _ in range(len(samples))]
+
+    def draws() -> tuple:
+        return torch.rand(2).tolist(), random.random(), numpy.random.rand()
+
+    torch.manual_seed(7), random.seed(7), numpy.random.seed(7)
+    expected = draws()
+    torch.manual_seed(7), random.seed(7), numpy.random.seed(7)
+    score(source(Noisy()))
+    assert draws() == expected
+
+
+def test_a_group_source_sees_whole_groups():
+    class Ranks(Reward):
+        scope = "group"
+
+        def score(self, samples):
+            assert samples.group_size == 2
+            assert len(samples) == 6
+            return [float(row % 2) for row in range(len(samples))]
+
+    assert score(source(Ranks()), rows=6, group_size=2).rewards.tolist() == [0.0, 1.0] * 3
+
+
+def test_a_group_source_with_concurrency_gets_one_group_per_call():
+    class Sizes(Reward):
+        scope = "group"
+
+        def score(self, samples):
+            return [float(len(samples))] * len(samples)
+
+    assert score(source(Sizes(), concurrency=2), rows=6, group_size=3).rewards.tolist() == [3.0] * 6
+
+
+def test_a_weight_follows_its_schedule_outside_the_raw_score():
+    pipeline = Pipeline([source(Fixed(scores=[1.0, 1.0]), weight={"linear": [1.0, 0.0]})])
+    for step, expected in [(0, 1.0), (5, 0.5), (10, 0.0)]:
+        batch = pipeline.score(make_samples(["a", "b"], step=step, max_steps=10), 2)
+        assert batch.rewards.tolist() == [expected, expected]
+        assert batch.scores.values[:, 0].tolist() == [1.0, 1.0]
