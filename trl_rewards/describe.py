@@ -13,7 +13,7 @@ import yaml
 from trl_rewards.components import Advantage, Component, Reward
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, options_of, type_name
-from trl_rewards.plugins import component_class, kinds, load_plugins
+from trl_rewards.plugins import component_class, docstring, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes
 
 _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
@@ -25,7 +25,7 @@ def describe(name: str, kind: str | None = None) -> str:
     cls: Any = component_class(kind, name)
     if not isinstance(cls, type):
         return f"{name} (a TRL reward function)\n\n{inspect.getdoc(cls) or 'no documentation'}"
-    lines = [f"{name} · {kind}{_traits(cls)}", "", inspect.getdoc(cls) or "no documentation", ""]
+    lines = [f"{name} · {kind}{_traits(cls)}", "", docstring(cls) or "no documentation", ""]
     lines += ["Options" if options_of(cls) else "No options."]
     hints, docs = typing.get_type_hints(cls), option_docs(cls)
     for option in options_of(cls):

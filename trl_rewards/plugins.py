@@ -291,8 +291,14 @@ def _names_in(variable: str) -> set[str] | None:
 
 def first_sentence(cls: type[Component]) -> str:
     """The first sentence of a component's docstring, for lists."""
-    doc = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    doc = docstring(cls).split("\n\n")[0].replace("\n", " ")
     return re.split(r"(?<!\bDr)\.\s", doc)[0].removesuffix(".") + "." if doc else ""
+
+
+def docstring(cls: type) -> str:
+    """What a class says of itself; empty where it is only what dataclass wrote, its signature."""
+    doc = cls.__doc__ or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else inspect.cleandoc(doc)
 
 
 def kinds() -> list[str]:

@@ -1,0 +1,226 @@
+"""The same rewards and advantages on 1, 2 and 3 processes, whether ranks hold whole groups or not."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PIPELINE = """
+import json, sys
+import torch
+from trl_rewards import Pipeline, Reward, Failed, load_advantage, load_combiner, load_shaper
+from trl_rewards.schedules import Schedule
+from trl_rewards.scoring import Source, World
+from trl_rewards.testing import make_samples
+
+world_size, rows, group_size = map(int, sys.argv[1:4])
+if world_size > 1:
+    torch.distributed.init_process_group("gloo")
+    from accelerate import PartialState
+    PartialState(cpu=True)
+world = World.current()
+assert world.size == world_size, (world.size, world_size)
+
+
+class Words(Reward):
+    def score(self, samples):
+        return [None if text == "w5" else Failed("down") if text == "w7" else int(text[1:]) * 0.37 % 1 for text in samples.texts]
+
+
+class Rank(Reward):
+    scope = "group"
+
+    def score(self, samples):
+        assert samples.group_size == group_size and len(samples) % group_size == 0
+        numbers = [int(text[1:]) * 7 % 11 for text in samples.texts]
+        groups = [numbers[i : i + group_size] for i in range(0, len(numbers), group_size)]
+        return [sorted(group).index(number) / group_size for group in groups for number in group]
+
+
+def pipeline(combine, advantage):
+    return Pipeline(
+        [
+            Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean"),
+            Source("rank", Rank(), Schedule.parse(0.5), shape=[load_shaper("par", references="refs")]),
+        ],
+        combine=load_combiner(combine), shape=[load_shaper("whiten"), load_shaper("sigmoid")],
+        advantage=load_advantage(advantage),
+    )
+
+
+result = {}
+for combine, advantage in [("weighted_sum", "group_norm"), ("normalize_then_sum", "center"), ("min", "bnpo"),
+                           ("mean", "leave_one_out"), ("median", "batch_norm")]:
+    made = pipeline(combine, advantage)
+    for step in range(2):  # twice, for the state
+        everyone = make_samples([f"w{row + step}" for row in range(rows)], refs=[[row / rows, 0.5] for row in range(rows)],
+                                step=step, max_steps=2, prompts=[f"p{row // group_size}" for row in range(rows)])
+        local = rows // world.size
+        mine = everyone.take(range(world.rank * local, (world.rank + 1) * local))
+        batch = made.score(mine, group_size, world)
+    advantages = made.advantages(batch)
+    result[advantage] = [batch.rewards.tolist(), advantages.tolist(), made.state_dict()]
+    every = world.gather_objects(result[advantage])
+    assert all(other == every[0] for other in every), "ranks disagree"
+if world.rank == 0:
+    print("RESULT" + json.dumps(result))
+if world_size > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def _close(first, second) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        for mine, theirs in zip(first[name][:2], second[name][:2], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-6, nan_ok=True), name
+        assert first[name][2]["shape.0"] == pytest.approx(second[name][2]["shape.0"]), name
+
+
+def result_of(done) -> dict:
+    return json.loads(re.search(r"RESULT(.*)", done.stdout).group(1))
+
+
+def test_1_2_and_3_processes_agree_on_split_and_whole_groups(run_ranks):
+    """24 rows: groups of 8 are split on 2 ranks (12 rows each) and whole on 3; groups of 6 the other way round."""
+    for group_size in (8, 6):
+        one, two, three = (
+            result_of(run_ranks(PIPELINE, ranks, str(ranks), "24", str(group_size))) for ranks in (1, 2, 3)
+        )
+        assert any(value != 0 for value in one["group_norm"][1])
+        _close(one, two)
+        _close(one, three)
+
+
+RAISING = """
+import sys
+import torch
+from trl_rewards import Pipeline, Reward, RewardError
+from trl_rewards.scoring import World
+from trl_rewards.testing import make_samples
+
+torch.distributed.init_process_group("gloo")
+from accelerate import PartialState
+PartialState(cpu=True)
+world = World.current()
+assert world.size == 2
+
+
+class Broken(Reward):
+    deterministic = False
+
+    def score(self, samples):
+        return [1.0] if world.rank == 1 else [1.0] * len(samples)
+
+
+class Failing(Reward):
+    def score(self, samples):
+        if world.rank == 1:
+            raise ConnectionError("judge is down")
+        return [1.0] * len(samples)
+
+
+for reward in (Broken(), Failing()):
+    try:
+        pipeline = Pipeline([reward])
+        pipeline.sources[0].max_failures = 0.2
+        pipeline.score(make_samples(["a", "b", "c", "d"]), 4, world)
+    except RewardError as error:
+        sys.stdout.write(f"CAUGHT {type(reward).__name__} {world.rank} {error}\\n")
+        sys.stdout.flush()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_one_ranks_exception_is_raised_on_all_with_the_same_words(run_ranks):
+    output = run_ranks(RAISING, 2).stdout
+    for reward, words in [("Broken", "returned 1 scores for 4 completions"), ("Failing", "judge is down")]:
+        said = dict(re.findall(rf"CAUGHT {reward} (\d) (.*)", output))
+        assert set(said) == {"0", "1"}, output
+        assert said["0"] == said["1"]
+        assert words in said["0"]
+
+
+TRAINERS = """
+import json, sys
+import accelerate, trl, trl_rewards
+from datasets import Dataset
+from trl_rewards import Pipeline, Reward, load_advantage
+from trl_rewards.schedules import Schedule
+from trl_rewards.scoring import Source
+
+policy, folder, split = sys.argv[1], sys.argv[2], sys.argv[3] == "split"
+
+
+def length_reward(completions, **kwargs):
+    return [len(str(text)) / 50 for text in completions]
+
+
+class LengthReward(Reward):
+    def score(self, samples):
+        return length_reward(samples.completions)
+
+
+class GroupLength(Reward):
+    scope = "group"
+
+    def score(self, samples):
+        assert samples.group_size == 4
+        return length_reward(samples.completions)
+
+
+def train(trainer_class, config_class, reward_funcs=None, pipeline=None, **options):
+    args = config_class(
+        output_dir=folder, per_device_train_batch_size=2 if split else 4, num_generations=4, max_completion_length=8,
+        max_steps=3, logging_steps=1, learning_rate=1e-2, optim="sgd", bf16=False, use_cpu=True, report_to="none",
+        save_strategy="no", disable_tqdm=True, seed=3, **options)
+    data = Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in range(12)]})
+    more = {"pipeline": pipeline} if pipeline else {}
+    trainer = trainer_class(policy, reward_funcs, args, train_dataset=data, **more)
+    assert trainer.accelerator.num_processes == 2
+    trainer.train()
+    return [[log["loss"], log["grad_norm"], log["reward"]] for log in trainer.state.log_history if "loss" in log]
+
+
+result = {}
+for name, options in [("GRPO", {}), ("RLOO", {"beta": 0.1})]:
+    stock_class, config = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
+    ours_class = getattr(trl_rewards, f"{name}Trainer")
+    result[name] = [
+        train(stock_class, config, [length_reward], **options),
+        train(ours_class, config, pipeline=Pipeline([LengthReward()]), **options),
+        train(ours_class, config, pipeline=Pipeline([GroupLength()]), **options),
+    ]
+result["advantage"] = [
+    train(trl.GRPOTrainer, trl.GRPOConfig, [length_reward]),
+    train(trl_rewards.GRPOTrainer, trl.GRPOConfig,
+          pipeline=Pipeline([LengthReward()], advantage=load_advantage("group_norm")), scale_rewards="none"),
+]
+
+
+class Tokens(trl_rewards.Advantage):
+    level = "token"
+
+    def __call__(self, batch):
+        return load_advantage("group_norm")(batch)[:, None] * batch.mask
+
+
+result["advantage"].append(
+    train(trl_rewards.GRPOTrainer, trl.GRPOConfig, pipeline=Pipeline([LengthReward()], advantage=Tokens())))
+if accelerate.PartialState().is_main_process:
+    print("RESULT" + json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("groups", ["split", "whole"])
+def test_two_processes_equal_stock_trl(groups, run_ranks, policy_path, tmp_path):
+    result = result_of(run_ranks(TRAINERS, 2, policy_path, str(tmp_path / "out"), groups))
+    for name, (stock, *ours) in result.items():
+        assert any(grad_norm > 1e-4 for _, grad_norm, _ in stock)
+        for run in ours:
+            for theirs, mine in zip(stock, run, strict=True):
+                assert mine == pytest.approx(theirs, abs=1e-5), name

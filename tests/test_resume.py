@@ -1,0 +1,190 @@
+"""A run that is interrupted and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+
+import trl_rewards
+from trl_rewards import Pipeline, Reward, RewardError, load_advantage, load_shaper
+
+RUN = """
+import json, random, sys
+import trl
+from datasets import Dataset
+import trl_rewards
+from trl_rewards import Pipeline, Reward, load_advantage, load_shaper
+
+policy, folder, steps, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "resume"
+
+
+class Noisy(Reward):
+    deterministic = False
+
+    def score(self, samples):
+        return [len(str(text)) / 20 + random.random() for text in samples.completions]
+
+
+class Seen(Reward):
+    '''Counts what it has seen: a source with a state.'''
+
+    deterministic = False
+
+    def __post_init__(self):
+        self.seen = 0
+
+    def score(self, samples):
+        self.seen += len(samples)
+        return [self.seen / 100] * len(samples)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+args = trl.GRPOConfig(
+    output_dir=folder, per_device_train_batch_size=8, num_generations=4, max_completion_length=8, max_steps=10,
+    save_steps=5, logging_steps=1, learning_rate=1e-2, bf16=False, use_cpu=True, report_to="none", disable_tqdm=True)
+pipeline = Pipeline([Noisy(), Seen()], shape=[load_shaper("whiten")], advantage=load_advantage("center"))
+data = Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in range(16)]})
+trainer = trl_rewards.GRPOTrainer(policy, args=args, train_dataset=data, pipeline=pipeline)
+
+
+class StopAt(trl_rewards.trainers.mixin.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= steps
+
+
+trainer.add_callback(StopAt())
+trainer.train(resume_from_checkpoint=resume or None)
+logs = [log for log in trainer.state.log_history if "loss" in log]
+print("RESULT" + json.dumps([[log["loss"], log["grad_norm"], log["reward"]] for log in logs]))
+print("STATE" + json.dumps(pipeline.state_dict()))
+"""
+
+
+def run(policy: str, folder, steps: int, resume: bool) -> tuple[list, dict]:
+    command = [sys.executable, "-c", RUN, policy, str(folder), str(steps), "resume" if resume else "fresh"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = {line[:5]: line for line in done.stdout.splitlines() if line.startswith(("RESULT", "STATE"))}
+    return json.loads(found["RESUL"][6:]), json.loads(found["STATE"][5:])
+
+
+@pytest.mark.slow
+def test_ten_steps_equal_five_a_new_process_and_five_more(policy_path, tmp_path):
+    straight, state = run(policy_path, tmp_path / "straight", 10, resume=False)
+    first, _ = run(policy_path, tmp_path / "resumed", 5, resume=False)
+    both, resumed_state = run(policy_path, tmp_path / "resumed", 10, resume=True)
+    assert len(straight) == len(both) == 10
+    assert first == straight[:5]
+    assert both == straight
+    assert resumed_state == state
+    assert state["rewards.seen"] == {"seen": 80}
+
+
+def make_trainer(policy_path, folder, pipeline, **options):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    data = Dataset.from_dict({"prompt": [f"the dog sat {number} times" for number in range(8)]})
+    args = trl.GRPOConfig(**(defaults | options))
+    return trl_rewards.GRPOTrainer(policy_path, args=args, train_dataset=data, eval_dataset=data, pipeline=pipeline)
+
+
+class BreaksAt(Reward):
+    """Right for some batches, then one score short."""
+
+    deterministic = False
+    batches: int = 3
+
+    def __post_init__(self):
+        self.seen = 0
+
+    def score(self, samples):
+        self.seen += 1
+        return [1.0] * (len(samples) - (self.seen > self.batches))
+
+
+@pytest.mark.slow
+def test_a_broken_reward_saves_what_was_trained_before_it_stops_the_run(policy_path, tmp_path):
+    trainer = make_trainer(policy_path, tmp_path, Pipeline([BreaksAt()]), save_strategy="steps", save_steps=100)
+    with pytest.raises(RewardError, match="returned 3 scores for 4 completions"):
+        trainer.train()
+    saved = tmp_path / "checkpoint-3"
+    assert (saved / "model.safetensors").is_file()
+    assert (saved / "trl_rewards_rank0.pt").is_file()
+    # and it goes on from there
+    again = make_trainer(policy_path, tmp_path, Pipeline([BreaksAt(batches=100)]), save_strategy="no")
+    again.train(resume_from_checkpoint=str(saved))
+    assert again.state.global_step == 6
+
+
+@pytest.mark.slow
+def test_a_checkpoint_holds_the_state_of_the_last_finished_step(policy_path, tmp_path):
+    """As on SIGTERM, which may come after a step's rewards and before its end."""
+    pipeline = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")])
+    trainer = make_trainer(policy_path, tmp_path, pipeline, save_strategy="no", max_steps=2)
+    counts = []
+
+    def save_in_the_middle(*arguments, **options):
+        if trainer.state.global_step == 1:
+            trainer._save_checkpoint(trainer.model_wrapped, None)
+            counts.append(pipeline.state_dict()["shape.0"]["count"])
+        return original(*arguments, **options)
+
+    original = trainer.compute_loss
+    trainer.compute_loss = save_in_the_middle
+    trainer.train()
+    saved = torch.load(tmp_path / "checkpoint-1" / "trl_rewards_rank0.pt", weights_only=True)
+    assert counts == [8]  # the second step's rewards were in already
+    assert saved["state"]["shape.0"]["count"] == 4
+
+
+@pytest.mark.slow
+def test_evaluation_leaves_no_trace_in_the_state(policy_path, tmp_path):
+    pipeline = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")], advantage=load_advantage("group_norm"))
+    options = {"save_strategy": "no", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(policy_path, tmp_path, pipeline, per_device_eval_batch_size=4, **options)
+    trainer.train()
+    assert pipeline.state_dict()["shape.0"]["count"] == 8
+    evaluations = [log for log in trainer.state.log_history if "eval_reward" in log]
+    assert len(evaluations) == 2
+    assert "eval_rewards/breaksat/mean" in evaluations[0]
+
+
+@pytest.mark.slow
+def test_save_steps_inside_a_generation_batch_is_warned_of(policy_path, tmp_path, caplog):
+    options = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_strategy": "steps"}
+    make_trainer(policy_path, tmp_path, Pipeline([BreaksAt()]), save_steps=3, **options)
+    assert "save_steps 3 falls inside a generation batch" in caplog.text
+    caplog.clear()
+    make_trainer(policy_path, tmp_path, Pipeline([BreaksAt()]), save_steps=4, **options)
+    assert "falls inside" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_the_state_it_needs_is_refused(policy_path, tmp_path):
+    make = lambda shape: Pipeline([BreaksAt(batches=100)], shape=shape)  # noqa: E731
+    trainer = make_trainer(policy_path, tmp_path, make([]), save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    again = make_trainer(policy_path, tmp_path, make([load_shaper("whiten")]), save_strategy="no")
+    with pytest.raises(ValueError, match=r"no state of shape\.0"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
