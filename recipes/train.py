@@ -1,4 +1,4 @@
-"""accelerate launch recipes/train.py --config recipes/quickstart.yaml [--any_trl_flag value] [--rewards.0.weight 0.3]"""
+"""accelerate launch recipes/train.py --config recipes/quickstart.yaml [--any_trl_flag …] [--rewards.0.weight 0.3]"""
 
 import sys
 

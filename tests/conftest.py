@@ -19,7 +19,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SENTENCES = [f"the {noun} {verb} {count} times" for noun in ("cat", "dog", "sky") for verb in ("sat", "ran") for count in range(9)]
+SENTENCES = [
+    f"the {noun} {verb} {count} times"
+    for noun in ("cat", "dog", "sky")
+    for verb in ("sat", "ran")
+    for count in range(9)
+]
 
 
 def make_tokenizer():

@@ -28,7 +28,8 @@ assert world.size == world_size, (world.size, world_size)
 
 class Words(Reward):
     def score(self, samples):
-        return [None if text == "w5" else Failed("down") if text == "w7" else int(text[1:]) * 0.37 % 1 for text in samples.texts]
+        special = {"w5": None, "w7": Failed("down")}
+        return [special.get(text, int(text[1:]) * 0.37 % 1) for text in samples.texts]
 
 
 class Rank(Reward):
@@ -57,8 +58,9 @@ for combine, advantage in [("weighted_sum", "group_norm"), ("normalize_then_sum"
                            ("mean", "leave_one_out"), ("median", "batch_norm")]:
     made = pipeline(combine, advantage)
     for step in range(2):  # twice, for the state
-        everyone = make_samples([f"w{row + step}" for row in range(rows)], refs=[[row / rows, 0.5] for row in range(rows)],
-                                step=step, max_steps=2, prompts=[f"p{row // group_size}" for row in range(rows)])
+        everyone = make_samples(
+            [f"w{row + step}" for row in range(rows)], prompts=[f"p{row // group_size}" for row in range(rows)],
+            refs=[[row / rows, 0.5] for row in range(rows)], step=step, max_steps=2)
         local = rows // world.size
         mine = everyone.take(range(world.rank * local, (world.rank + 1) * local))
         batch = made.score(mine, group_size, world)

@@ -128,7 +128,9 @@ def test_default_pipeline_equals_stock_grpo(case, policy_path, tmp_path):
     args = [arguments(trl.GRPOConfig, tmp_path, **GRPO_CASES[case]) for _ in range(2)]
     args[0].reward_weights = [1.0, 0.5]
     stock = history(trl.GRPOTrainer(policy_path, [length_reward, vowel_reward], args[0], train_dataset=prompts()))
-    ours = history(trl_rewards.GRPOTrainer(policy_path, args=args[1], train_dataset=prompts(), pipeline=default_pipeline()))
+    ours = history(
+        trl_rewards.GRPOTrainer(policy_path, args=args[1], train_dataset=prompts(), pipeline=default_pipeline())
+    )
     assert_same(stock, ours)
 
 
@@ -136,24 +138,32 @@ def test_default_pipeline_equals_stock_grpo(case, policy_path, tmp_path):
     ("scale_rewards", "advantage"), [("group", "group_norm"), ("batch", "batch_norm"), ("none", "center")]
 )
 def test_our_advantages_equal_trls(scale_rewards, advantage, policy_path, tmp_path):
-    stock_args = arguments(trl.GRPOConfig, tmp_path, scale_rewards=scale_rewards, optim="sgd", reward_weights=[1.0, 0.5])
+    stock_args = arguments(
+        trl.GRPOConfig, tmp_path, scale_rewards=scale_rewards, optim="sgd", reward_weights=[1.0, 0.5]
+    )
     stock_trainer = trl.GRPOTrainer(policy_path, [length_reward, vowel_reward], stock_args, train_dataset=prompts())
     stock = history(stock_trainer)
     # The argument that TRL would use is another one, so equality is the plugin's doing. (SGD, because Adam's first
     # steps make much of the last bit of a gradient.)
-    args = arguments(trl.GRPOConfig, tmp_path, optim="sgd", scale_rewards="none" if scale_rewards == "group" else "group")
+    args = arguments(
+        trl.GRPOConfig, tmp_path, optim="sgd", scale_rewards="none" if scale_rewards == "group" else "group"
+    )
     pipeline = default_pipeline(advantage=trl_rewards.load_advantage(advantage))
     trainer = trl_rewards.GRPOTrainer(policy_path, args=args, train_dataset=prompts(), pipeline=pipeline)
     assert_same(stock, history(trainer))
     assert list(trainer._logs["advantages"]) == pytest.approx(list(stock_trainer._logs["advantages"]), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": 0.1}, {"normalize_advantages": True}, {"num_iterations": 2}])
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.0}, {"beta": 0.1}, {"normalize_advantages": True}, {"num_iterations": 2}]
+)
 def test_default_pipeline_equals_stock_rloo(options, policy_path, tmp_path):
     args = [arguments(trl.RLOOConfig, tmp_path, **options) for _ in range(2)]
     args[0].reward_weights = [1.0, 0.5]
     stock = history(trl.RLOOTrainer(policy_path, [length_reward, vowel_reward], args[0], train_dataset=prompts()))
-    ours = history(trl_rewards.RLOOTrainer(policy_path, args=args[1], train_dataset=prompts(), pipeline=default_pipeline()))
+    ours = history(
+        trl_rewards.RLOOTrainer(policy_path, args=args[1], train_dataset=prompts(), pipeline=default_pipeline())
+    )
     assert_same(stock, ours)
 
 
@@ -186,7 +196,9 @@ def test_without_a_pipeline_nothing_changes(trainer, policy_path, tmp_path):
     args = [arguments(config, tmp_path, reward_weights=[1.0, 0.5]) for _ in range(2)]
     rewards = [length_reward, vowel_reward]
     stock = history(getattr(trl, f"{trainer}Trainer")(policy_path, list(rewards), args[0], train_dataset=prompts()))
-    ours = history(getattr(trl_rewards, f"{trainer}Trainer")(policy_path, list(rewards), args[1], train_dataset=prompts()))
+    ours = history(
+        getattr(trl_rewards, f"{trainer}Trainer")(policy_path, list(rewards), args[1], train_dataset=prompts())
+    )
     assert_same(stock, ours)
 
 
@@ -228,7 +240,9 @@ def test_rows_without_a_score_get_no_gradient_as_in_stock_trl(policy_path, tmp_p
     stock_args = arguments(trl.GRPOConfig, tmp_path)
     stock = history(trl.GRPOTrainer(policy_path, [sometimes], stock_args, train_dataset=prompts()))
     args = arguments(trl.GRPOConfig, tmp_path)
-    ours = history(trl_rewards.GRPOTrainer(policy_path, args=args, train_dataset=prompts(), pipeline=Pipeline([Sometimes()])))
+    ours = history(
+        trl_rewards.GRPOTrainer(policy_path, args=args, train_dataset=prompts(), pipeline=Pipeline([Sometimes()]))
+    )
     for theirs, mine in zip(stock, ours, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=1e-6)

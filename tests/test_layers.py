@@ -147,7 +147,7 @@ def test_first_party_plugins_import_only_public_names():
 
 def test_a_plugin_imports_no_other_plugin_and_the_core_none():
     names = {package.name for package in PLUGIN_PACKAGES}
-    files = {file: "" for file in CORE.rglob("*.py")}
+    files = dict.fromkeys(CORE.rglob("*.py"), "")
     files |= {file: package.name for package in PLUGIN_PACKAGES for file in package.rglob("*.py")}
     for file, own in files.items():
         foreign = {name.split(".")[0] for name in all_imports(file)} & names - {own}

@@ -112,7 +112,9 @@ def test_group_mean_leaves_a_group_without_any_score_to_the_combiner():
 
 
 def test_abstention_and_failure_have_their_own_status():
-    reward = Fixed(scores=[1.0, None, NAN, Failed("x"), Failed("y", status="timeout"), float("inf"), True, numpy.float32(2)])
+    reward = Fixed(
+        scores=[1.0, None, NAN, Failed("x"), Failed("y", status="timeout"), float("inf"), True, numpy.float32(2)]
+    )
     batch = score(source(reward, max_failures=1.0), rows=8, group_size=8)
     assert batch.scores.status[:, 0].tolist() == [0, 1, 1, 2, 3, 2, 0, 0]
     assert batch.scores.values[:, 0].nan_to_num(-9).tolist() == [1.0, -9, -9, -9, -9, -9, 1.0, 2.0]
@@ -166,7 +168,9 @@ def test_one_row_that_raises_costs_one_cell():
 
 
 def test_too_many_failures_stop_the_run_with_the_reason():
-    with pytest.raises(RewardError, match=r"failed on 2 of 3 completions, more than max_failures 0.5.*cannot read it \(2 t"):
+    with pytest.raises(
+        RewardError, match=r"failed on 2 of 3 completions, more than max_failures 0.5.*cannot read it \(2 t"
+    ):
         Pipeline([source(Picky(), "picky")]).score(make_samples(["bad", "bad", "good"]), 3)
 
 

@@ -43,8 +43,10 @@ def train(context: typer.Context, recipe: str) -> None:
 @app.command(context_settings=_OVERRIDES)
 def validate(context: typer.Context, recipe: str) -> None:
     """Check a recipe without loading a model: components, options, TRL's keys, and the columns of a local dataset."""
+    from trl_rewards.train import quieten_libraries
     from trl_rewards.validate import validate as check
 
+    quieten_libraries()
     print("\n".join(check(recipe, context.args)))
 
 
@@ -113,7 +115,9 @@ def score(
 ) -> None:
     """Score completions offline with a recipe's rewards: one JSON line per row, with every source and the total."""
     from trl_rewards.offline import score_file
+    from trl_rewards.train import quieten_libraries
 
+    quieten_libraries()
     print(score_file(config, context.args, data, out, split, completion, batch_size))
 
 

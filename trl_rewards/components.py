@@ -106,7 +106,9 @@ class Reward(Component):
             completions=completions,
             completion_ids=completion_ids or [],
             columns={
-                name: values for name, values in columns.items() if isinstance(values, list) and name not in _TRL_EXTRAS
+                name: values
+                for name, values in columns.items()
+                if isinstance(values, list) and name not in _TRL_EXTRAS
             },
             step=state.global_step if state else 0,
             max_steps=state.max_steps if state else 0,

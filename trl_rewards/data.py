@@ -12,16 +12,16 @@ from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.recipe import DatasetSpec, Recipe
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 BUNDLED = "bundled:"
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> DatasetDict:
-    """All splits of a recipe's dataset, columns mapped. RecipeError if it is not there or has no rows.
+def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
+    """All splits of a recipe's dataset (a DatasetDict, or an iterable one), columns mapped.
 
-    `script` and `mixture` are TRL's ScriptArguments and DatasetMixtureConfig.
+    RecipeError if it is not there or has no rows. `script` and `mixture` are TRL's ScriptArguments and DatasetMixtureConfig.
     """
     if mixture is not None and mixture.datasets:
         from trl import get_dataset
@@ -44,7 +44,7 @@ def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> DatasetDict:
     return type(splits)(mapped)
 
 
-def load_splits(name: str, base_dir: str = ".", config: str | None = None, streaming: bool = False) -> DatasetDict:
+def load_splits(name: str, base_dir: str = ".", config: str | None = None, streaming: bool = False) -> Any:
     """`bundled:NAME`, a .json, .jsonl, .parquet or .csv file, a folder of them (one per split), or a Hub name."""
     import datasets
 
@@ -55,13 +55,10 @@ def load_splits(name: str, base_dir: str = ".", config: str | None = None, strea
             raise RecipeError([f"dataset_name: {error}"]) from None
     path = Path(resolve_path(name, base_dir))
     if path.is_file():
-        return datasets.load_dataset(_builder(path), data_files={"train": str(path)}, streaming=streaming)
+        return _read_files({"train": path}, streaming)
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _BUILDERS} if path.is_dir() else {}
     if files:
-        builder = _builder(next(iter(files.values())))
-        return datasets.load_dataset(
-            builder, data_files={split: str(file) for split, file in files.items()}, streaming=streaming
-        )
+        return _read_files(files, streaming)
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
         raise RecipeError([f"dataset_name: no file {name!r} in {os.path.abspath(base_dir)} or {os.getcwd()}"])
     try:
@@ -69,6 +66,20 @@ def load_splits(name: str, base_dir: str = ".", config: str | None = None, strea
     except (OSError, ValueError) as error:  # unreachable, unknown, or not a dataset
         raise RecipeError([f"dataset_name: {name!r} is no local file, and the Hub says: {error}"]) from error
     return loaded
+
+
+def _read_files(files: dict[str, Path], streaming: bool) -> Any:
+    """{split: file}, all of one format."""
+    import datasets
+
+    builder = _builder(next(iter(files.values())))
+    names = {split: str(file) for split, file in files.items()}
+    try:
+        return datasets.load_dataset(builder, data_files=names, streaming=streaming)
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        why = error.__cause__ or error
+        problem = f"dataset_name: {', '.join(names.values())} has no rows or cannot be read: {why}"
+        raise RecipeError([problem]) from error
 
 
 def _builder(path: Path) -> str:
@@ -87,12 +98,16 @@ def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> 
     ]
     if problems:
         raise RecipeError(problems, source)
-    taken = [new for new, old in spec.columns.items() if new in names and new != old and new not in spec.columns.values()]
+    taken = [
+        new for new, old in spec.columns.items() if new in names and new != old and new not in spec.columns.values()
+    ]
     dataset = dataset.remove_columns(taken)
     dataset = dataset.rename_columns({old: new for new, old in spec.columns.items() if new != old})
     if "prompt" not in (dataset.column_names or ["prompt"]):
         raise RecipeError(
-            [f"the dataset has no column 'prompt' but {', '.join(names)}; map one: dataset: {{columns: {{prompt: …}}}}"],
+            [
+                f"the dataset has no column 'prompt' but {', '.join(names)}; map one: dataset: {{columns: {{prompt: …}}}}"
+            ],
             source,
         )
     if spec.chat or spec.system_prompt:

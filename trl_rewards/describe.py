@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import typing
 from typing import Any
 
 import yaml
 
-from trl_rewards.components import Advantage, Component, Reward
+from trl_rewards.components import KINDS, Advantage, Component, Reward
 from trl_rewards.errors import PluginError, did_you_mean
-from trl_rewards.loading import option_docs, options_of, type_name
+from trl_rewards.loading import option_docs, option_types, options_of, type_name
 from trl_rewards.plugins import component_class, docstring, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes
 
@@ -21,17 +20,21 @@ _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
 
 def describe(name: str, kind: str | None = None) -> str:
     """Everything a YAML author wants to know of a component. PluginError if there is none of that name."""
+    if kind is not None and kind not in KINDS:
+        raise PluginError(f"unknown kind {kind!r}; it is one of {', '.join(KINDS)}")
     kind = kind or _kind_of(name)
+    if kind not in KINDS:
+        return f"{name} (a {kind})\n\n{inspect.getdoc(load_plugins().find(kind, name).load()) or 'no documentation'}"
     cls: Any = component_class(kind, name)
     if not isinstance(cls, type):
         return f"{name} (a TRL reward function)\n\n{inspect.getdoc(cls) or 'no documentation'}"
     lines = [f"{name} · {kind}{_traits(cls)}", "", docstring(cls) or "no documentation", ""]
     lines += ["Options" if options_of(cls) else "No options."]
-    hints, docs = typing.get_type_hints(cls), option_docs(cls)
+    types, docs = option_types(cls), option_docs(cls)
     for option in options_of(cls):
         default = _default(option)
         said = f" = {default}" if default is not None else "  (required)"
-        lines.append(f"  {option.name}: {type_name(hints[option.name])}{said}")
+        lines.append(f"  {option.name}: {type_name(types[option.name])}{said}")
         if option.name in docs:
             lines.append("      " + " ".join(docs[option.name].split()))
     if columns := _columns(cls):

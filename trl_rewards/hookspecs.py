@@ -22,28 +22,33 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def register_rewards() -> Mapping[str, type[Reward] | str]:  # type: ignore[empty-body]
+def register_rewards() -> Mapping[str, type[Reward] | str]:
     """Reward sources, by the name that recipes use under `rewards:`."""
+    return {}
 
 
 @hookspec
-def register_combiners() -> Mapping[str, type[Combiner] | str]:  # type: ignore[empty-body]
+def register_combiners() -> Mapping[str, type[Combiner] | str]:
     """Combiners (N, K) -> (N,), by the name that recipes use under `combine:`."""
+    return {}
 
 
 @hookspec
-def register_shapers() -> Mapping[str, type[Shaper] | str]:  # type: ignore[empty-body]
+def register_shapers() -> Mapping[str, type[Shaper] | str]:
     """Shapers (N,) -> (N,), by the name that recipes use under `shape:`, of one source or of the total."""
+    return {}
 
 
 @hookspec
-def register_advantages() -> Mapping[str, type[Advantage] | str]:  # type: ignore[empty-body]
+def register_advantages() -> Mapping[str, type[Advantage] | str]:
     """Advantages (N,) -> (N,) or (N, T), by the name that recipes use under `advantage:`."""
+    return {}
 
 
 @hookspec
-def register_tools() -> Mapping[str, Any]:  # type: ignore[empty-body]
+def register_tools() -> Mapping[str, Any]:
     """Tools for tool-using judges: `{name: "module:function"}`."""
+    return {}
 
 
 @hookspec
@@ -53,4 +58,4 @@ def trainer_ready(trainer: Any, recipe: Recipe) -> None:
 
 @hookspec
 def batch_scored(batch: Any, step: int) -> None:
-    """A training batch has its rewards, on every rank, before advantages. `batch` is a RewardBatch; do not change it."""
+    """A training batch has its rewards, on every rank, before advantages. `batch` is a RewardBatch, to be read only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import inspect
@@ -14,7 +15,7 @@ from typing import Any
 from trl_rewards.components import Advantage, Combiner, Component, Context, Reward, Score, Shaper
 from trl_rewards.errors import PluginError, RecipeError, did_you_mean
 from trl_rewards.plugins import component_class, load_target
-from trl_rewards.samples import Samples
+from trl_rewards.samples import Failed, Samples
 
 
 def load_reward(use: str, /, **options: Any) -> Reward:
@@ -88,7 +89,7 @@ def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
         if name not in known:
             wanted = ", ".join(known) or "no options"
             problems.append(f"with: unknown option {name!r}{did_you_mean(name, known)} (it takes {wanted})")
-    types = typing.get_type_hints(cls)
+    types = option_types(cls)
     for name, option in known.items():
         if name not in options:
             if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
@@ -99,7 +100,19 @@ def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
         except pydantic.ValidationError as error:
             why = error.errors()[0]["msg"].lower()
             problems.append(f"with.{name}: must be {type_name(types[name])}, got {options[name]!r} ({why})")
+        except pydantic.PydanticSchemaGenerationError:
+            pass  # a class of the plugin's own, which it checks itself
     return problems
+
+
+def option_types(cls: type[Component]) -> dict[str, Any]:
+    """The type of each field; a name that a module imports for type checkers only stands for any."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return typing.get_type_hints(cls, localns=unknown or None)
+        except NameError as error:
+            unknown[error.name] = Any
 
 
 def type_name(annotation: Any) -> str:
@@ -181,9 +194,12 @@ class FunctionReward(Reward):
         }
 
     def __call__(self, prompts, completions, completion_ids=None, **columns):
-        return self.function(
+        scores = self.function(
             prompts=prompts, completions=completions, completion_ids=completion_ids, **columns, **self.kwargs
         )
+        if self.is_async():  # TRL awaits coroutine functions only, and this is an object
+            scores = asyncio.run(scores)
+        return [None if isinstance(score, Failed) else score for score in scores]
 
 
 def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callable[[Samples], list[Score]]:
@@ -193,8 +209,6 @@ def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callab
         raise RecipeError(problems, source=f"reward {use!r}")
     reward.setup(Context(base_dir=base_dir))
     if reward.is_async():
-        import asyncio
-
         return functools.partial(_run_async, asyncio.Runner(), reward)
     return reward.score
 

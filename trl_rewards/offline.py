@@ -123,15 +123,19 @@ def _rows_done(out: Path, signature: str) -> int:
     """Rows that a file holds. A last line that was cut short is dropped. RecipeError if it is of another recipe."""
     if not out.exists():
         return 0
+    text = out.read_text(encoding="utf-8", errors="replace")
+    begins = '{"signature": "'
+    if not text.startswith(begins) and not begins.startswith(text):
+        raise RecipeError([f"--out: {out} exists and holds no scores; give another file"], str(out))
     kept: list[str] = []
-    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in text.splitlines(keepends=True):
         if not line.endswith("\n"):
             break
         kept.append(line)
     if not kept:
         out.unlink()
         return 0
-    if json.loads(kept[0]).get("signature") != signature:
+    if json.loads(kept[0])["signature"] != signature:
         raise RecipeError(
             [f"--out: {out} holds scores of another pipeline; give another file or delete it", f"this: {signature}"],
             str(out),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -212,7 +212,7 @@ class Pipeline:
                 raise ValueError(f"the checkpoint holds no state of {path}, which this pipeline needs")
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> Generator[None]:
         """Scoring inside leaves no trace in any state: for evaluation."""
         state = self.state_dict()
         try:

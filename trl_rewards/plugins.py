@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -128,7 +128,7 @@ _in_use: list[Registry] = []
 
 
 @contextmanager
-def use_registry(registry: Registry) -> Iterator[Registry]:
+def use_registry(registry: Registry) -> Generator[Registry]:
     """Inside the block, names are looked up in this registry."""
     _in_use.append(registry)
     try:

@@ -68,6 +68,8 @@ class SourceSpec(Spec):
     name: str = ""
     weight: Schedule = field(default_factory=lambda: Schedule("constant", 1.0, 1.0))
     shape: list[Spec] = field(default_factory=list)
+    path: str = ""
+    """Where the user wrote it: `rewards[0]`, `reward_funcs[0]` or `reward_model_name_or_path`."""
     running: dict[str, Any] = field(default_factory=dict)
     """timeout, retries, max_failures, concurrency, isolate, cache, on_missing: those the recipe sets."""
 
@@ -163,7 +165,7 @@ class Recipe:
     def save(self, folder: str | os.PathLike) -> None:
         """Write `recipe.yaml` (overrides applied) and `signature.txt` into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True)
+        text = yaml.dump(self.raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         Path(folder, "recipe.yaml").write_text(f"# from {self.source}\n# {self.signature}\n{text}")
         Path(folder, "signature.txt").write_text(self.signature + "\n")
 
@@ -198,12 +200,31 @@ def find_recipe(source: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-6` is a number, where PyYAML makes it a string."""
+    """YAML 1.2 where PyYAML is 1.1: `1e-6` is a number, `no` (TRL's `save_strategy: no`) a word, keys come once."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as the text it is, such as '1e5'."""
+
+
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _read_yaml(file: str, source: str) -> dict[str, Any]:
@@ -246,8 +267,21 @@ def _words_to_pairs(words: Sequence[str], problems: list[str]) -> dict[str, Any]
             problems.append(f"unexpected word {word!r}; overrides are written --name value")
         else:
             pairs[name].append(word)
-    values = {name: [yaml.load(word, _Loader) for word in found] for name, found in pairs.items()}  # noqa: S506
+    values = {name: [_value(word) for word in found] for name, found in pairs.items()}
     return {name: True if not found else found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
+def _value(word: str) -> Any:
+    """A word of the command line: a number, true, null, "quoted text", [a, b] or {a: b} as in YAML; else the text."""
+    try:
+        value = yaml.load(word, _Loader)
+    except yaml.YAMLError:
+        return word
+    if isinstance(value, str):
+        return value if word[0] in "\"'" else word
+    if isinstance(value, dict | list):
+        return value if word[0] in "{[" else word
+    return word if value is None and word not in ("null", "~") else value
 
 
 def _put(target: Any, path: list[str], value: Any) -> str | None:
@@ -299,25 +333,26 @@ def _source_name(entry: Any) -> str:
 def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | None, list[str]]:
     problems: list[str] = []
     trainer = raw.get("trainer", "grpo")
-    if trainer not in TRAINERS:
+    if not isinstance(trainer, str) or trainer not in TRAINERS:
         problems.append(f"trainer: unknown trainer {trainer!r}{did_you_mean(str(trainer), TRAINERS)} ({', '.join(TRAINERS)})")
+        trainer = str(trainer)
     flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
+    if isinstance(resume := flat.get("resume_from_checkpoint"), bool):  # a path for TRL, or a word for us
+        flat["resume_from_checkpoint"] = str(resume).lower()
     entries = _sources_of_trl_keys(flat, problems)
     own = raw.get("rewards", [])
     if not isinstance(own, list):
         problems.append(f"rewards: must be a list of sources (`- use: name`), got {type(own).__name__}")
         own = []
-    rewards = [parsed for entry in entries if (parsed := _parse_source(entry, "reward_funcs", problems))]
-    for index, entry in enumerate(own):
-        if parsed := _parse_source(entry, f"rewards[{index}]", problems):
-            rewards.append(parsed)
+    entries |= {f"rewards[{index}]": entry for index, entry in enumerate(own)}
+    rewards = [parsed for path, entry in entries.items() if (parsed := _parse_source(entry, path, problems))]
     if not rewards and not problems:
         problems.append("rewards: at least one source is needed, such as `rewards: [{use: bleuberi}]`")
-    seen: dict[str, int] = {}
-    for index, parsed in enumerate(rewards):
+    seen: set[str] = set()
+    for parsed in rewards:
         if parsed.name in seen:
-            problems.append(f"rewards[{index}]: another source is called {parsed.name!r} already; name it with `as:`")
-        seen[parsed.name] = index
+            problems.append(f"{parsed.path}: another source is called {parsed.name!r} already; name it with `as:`")
+        seen.add(parsed.name)
     recipe = Recipe(
         source=source,
         base_dir=base_dir,
@@ -347,26 +382,31 @@ _TRL_REWARDS = {  # trl/scripts/grpo.py: the names that `reward_funcs` knows
 }
 
 
-def _sources_of_trl_keys(flat: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
-    """What a `trl grpo` config says about rewards, as entries under `rewards:`; the keys are taken out of `flat`."""
-    entries: list[dict[str, Any]] = []
+def _sources_of_trl_keys(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """What a `trl grpo` config says about rewards, as {path: entry under `rewards:`}; the keys are taken out of `flat`."""
+    entries: dict[str, Any] = {}
     if model := flat.pop("reward_model_name_or_path", None):
-        entries.append({"use": "model", "with": {"path": model}})
+        entries["reward_model_name_or_path"] = {"use": "model", "with": {"path": model}}
     functions = flat.pop("reward_funcs", None) or []
-    for name in functions if isinstance(functions, list) else [functions]:
-        if name in _TRL_REWARDS:
-            entries.append({"as": name} | _TRL_REWARDS[name].resolved())
+    for index, name in enumerate(functions if isinstance(functions, list) else [functions]):
+        if not isinstance(name, str):
+            problems.append(f"reward_funcs: must be names, got {name!r}")
+        elif name in _TRL_REWARDS:
+            entries[f"reward_funcs[{index}]"] = {"as": name} | _TRL_REWARDS[name].resolved()
         elif "." in name:
-            entries.append({"use": ":".join(name.rsplit(".", 1))})
+            entries[f"reward_funcs[{index}]"] = {"use": ":".join(name.rsplit(".", 1))}
         else:
             problems.append(f"reward_funcs: unknown {name!r}{did_you_mean(name, _TRL_REWARDS)}; or a dotted path")
     weights = flat.pop("reward_weights", None)
     if weights is not None and not entries:
         problems.append("reward_weights: goes with reward_funcs; a source under rewards: has its own `weight:`")
+    elif weights is not None and not (isinstance(weights, list) and all(map(_real, weights))):
+        problems.append(f"reward_weights: must be a list of numbers, got {weights!r}")
     elif weights is not None and len(weights) != len(entries):
         problems.append(f"reward_weights: {len(weights)} weights for {len(entries)} reward functions")
     elif weights is not None:
-        entries = [entry | {"weight": weight} for entry, weight in zip(entries, weights, strict=True)]
+        for entry, weight in zip(entries.values(), weights, strict=True):
+            entry["weight"] = weight
     return entries
 
 
@@ -410,7 +450,7 @@ def _parse_source(entry: Any, path: str, problems: list[str]) -> SourceSpec | No
             hint = did_you_mean(value, ON_MISSING) if key == "on_missing" and isinstance(value, str) else ""
             problems.append(f"{path}.{key}: must be {wanted}, got {value!r}{hint}")
     shape = _parse_shape(entry.get("shape"), f"{path}.shape", problems)
-    return SourceSpec(spec.use, spec.options, name, weight, shape, running)
+    return SourceSpec(spec.use, spec.options, name, weight, shape, path, running)
 
 
 def _parse_spec(entry: Any, path: str, problems: list[str], keys: Sequence[str] = ("use", "with")) -> Spec | None:
@@ -474,8 +514,8 @@ def check_components(recipe: Recipe) -> list[str]:
         problems.extend(_at(path, problem) for problem in found)
         return component
 
-    for index, source in enumerate(recipe.rewards):
-        path = f"rewards[{index}]"
+    for source in recipe.rewards:
+        path = source.path
         reward = make("reward", source, path)
         for step, spec in enumerate(source.shape):
             make("shaper", spec, f"{path}.shape[{step}]")
@@ -524,9 +564,10 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
     problems = []
     for key, value in recipe.trl.items():
         if key == "env":
-            continue
-        if key not in fields:
-            problems.append(f"{key}: unknown key{did_you_mean(key, [*fields, *OWN_KEYS])}")
+            if not isinstance(value, dict | None):
+                problems.append(f"env: must map names to values, got {value!r}")
+        elif key not in fields:
+            problems.append(f"{key}: unknown key{did_you_mean(str(key), [*fields, *OWN_KEYS])}")
         elif value is not None and fields[key] is not None:
             try:
                 pydantic.TypeAdapter(fields[key]).validate_python(value)
@@ -579,8 +620,13 @@ def parse_trl(recipe: Recipe) -> tuple[Any, Any, Any, Any]:
         def error(self, message):  # argparse would print its usage and exit
             raise ValueError(message)
 
+    import torch
+
     parser = Parser(_trl_classes(recipe.trainer))
     flat = {key: value for key, value in recipe.trl.items() if key != "env"}
+    if not torch.accelerator.is_available():
+        # TRL's default is bf16 on a GPU, and it refuses a machine without one unless told; a laptop should do.
+        flat.setdefault("use_cpu", True)
     parser.set_defaults_with_config(**flat)
     script, training, model, mixture = parser.parse_args_into_dataclasses(args=[])
     return script, training, model, mixture

@@ -569,7 +569,7 @@ def _draw_legend(figure: Figure, plot: Plot, text: str) -> None:
             colours.setdefault(label, set()).add(line.colour)
     for label, handle, words in zip(entries, legend.legend_handles, legend.get_texts(), strict=True):
         words.set_parse_math(False)
-        if len(colours[label]) > 1:
+        if handle is not None and len(colours[label]) > 1:
             handle.set_color(text)
             handle.set_alpha(BAND_ALPHA if label == BAND else 1)
 

@@ -94,8 +94,8 @@ def write_plugin(name: str, folder: Path) -> Path:
     component = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component) or keyword.iskeyword(component):
         raise PluginError(f"a plugin's name is lower-case letters, digits, '_' and '-', such as my_reward; got {name!r}")
-    if folder.exists() and any(folder.iterdir()):
-        raise PluginError(f"{folder} exists and is not empty; give another name, or --folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PluginError(f"{folder} exists and is not an empty folder; give another name, or --folder")
     words = {
         "name": component,
         "module": f"trl_rewards_{component}",

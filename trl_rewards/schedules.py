@@ -39,7 +39,9 @@ class Schedule:
         if _is_number(value):
             return cls("constant", float(value), float(value))
         if not isinstance(value, dict) or len(value) != 1 or (kind := next(iter(value))) not in KINDS:
-            raise ValueError(f"must be a number or one of {{linear: [a, b]}}, {{cosine: [a, b]}}, {{constant: a}}, got {value!r}")
+            raise ValueError(
+                f"must be a number or one of {{linear: [a, b]}}, {{cosine: [a, b]}}, {{constant: a}}, got {value!r}"
+            )
         ends = value[kind]
         if kind == "constant":
             if not _is_number(ends):

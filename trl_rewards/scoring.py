@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
@@ -45,7 +45,7 @@ class Source:
     shape: list[Shaper] = field(default_factory=list)
     on_missing: OnMissing = "renormalize"
     timeout: float | None = None
-    """Seconds for one call, its retries included. A call is a row if `concurrency` or `isolate` is set, else a batch."""
+    """Seconds for one call, retries included. A call is a row if `concurrency` or `isolate` is set, else a batch."""
     retries: int = 0
     """How often a call that raised is made again, after 0.5, 1, 2, … 8 seconds (jittered)."""
     max_failures: float = 0.5
@@ -192,7 +192,7 @@ def _runs_here(source: Source) -> bool:
 
 
 @contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
+def private_randomness(seed: int) -> Generator[None]:
     """Whatever a reward draws leaves the policy's random streams (torch, numpy, random) where they were."""
     import numpy
 
@@ -354,7 +354,9 @@ def _in_processes(source: Source, parts: list[Samples]) -> list[Outcome]:
     outcomes: list[Outcome] = [Failed("not tried")] * len(parts)
     todo = list(range(len(parts)))
     for pause in _pauses(source.retries):
-        for index, result in zip(todo, _pool(source).map([parts[index] for index in todo], source.timeout), strict=True):
+        for index, result in zip(
+            todo, _pool(source).map([parts[index] for index in todo], source.timeout), strict=True
+        ):
             outcomes[index] = result if isinstance(result, Failed) else checked(source.name, result, len(parts[index]))
         todo = [index for index in todo if _is_failure(outcomes[index])]
         if not todo or pause is None:
@@ -373,7 +375,9 @@ _pools: dict[int, WorkerPool] = {}
 def _pool(source: Source) -> WorkerPool:
     if id(source) not in _pools:
         if source.use is None:
-            raise RewardError(f"reward {source.name!r}: isolate needs a reward that is named in a recipe, not an object")
+            raise RewardError(
+                f"reward {source.name!r}: isolate needs a reward that is named in a recipe, not an object"
+            )
         size = source.concurrency or os.cpu_count() or 1
         _pools[id(source)] = WorkerPool("trl_rewards.loading:reward_in_worker", source.use, size)
     return _pools[id(source)]
@@ -417,11 +421,13 @@ def checked(name: str, scores: Any, rows: int) -> list[Score]:
     try:
         scores = list(scores)
     except TypeError:
-        raise RewardError(f"reward {name!r} returned {scores!r}; return a list with one score per completion") from None
+        raise RewardError(
+            f"reward {name!r} returned {scores!r}; return a list with one score per completion"
+        ) from None
     if len(scores) != rows:
         raise RewardError(
-            f"reward {name!r} returned {len(scores)} scores for {rows} completions; return exactly one per completion, "
-            "None where there is no opinion"
+            f"reward {name!r} returned {len(scores)} scores for {rows} completions; return exactly one per "
+            "completion, None where there is no opinion"
         )
     return [_checked_score(name, score) for score in scores]
 
@@ -508,7 +514,7 @@ def row_key(signature: str, samples: Samples, row: int) -> bytes:
 
 
 class ScoreCache:
-    """Scores on disk, in one sqlite file that processes share (not on a network file system). Failures are not kept."""
+    """Scores on disk, in one sqlite file that processes share (not on a network file system), failures left out."""
 
     def __init__(self, path: str):
         self._path = os.path.expanduser(path)

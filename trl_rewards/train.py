@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     at = words.index("--config")
     config, overrides = words[at + 1], words[:at] + words[at + 2 :]
+    quieten_libraries()
     try:
         train(config, overrides)
     except (RecipeError, PluginError, RewardError) as error:
@@ -47,11 +49,28 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
         trainer.save_model(training_args.output_dir)
     finally:
         trainer.pipeline.close()
+    trainer.accelerator.print(
+        f"model    {training_args.output_dir}\nreport   {os.path.join(training_args.output_dir, 'report.html')}\n"
+        f"signed   {recipe.signature}"
+    )
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if hasattr(trainer, "end"):  # transformers >= 5.18: ends trackers and the process group
         trainer.end()
     return trainer
+
+
+def quieten_libraries() -> None:
+    """Hide what a user of a recipe can do nothing about: the libraries' deprecations and their progress bars."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
+    # bitsandbytes says at import that an optional CPU kernel package is absent; it falls back to its own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # on a machine without accelerator
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
 
 
 def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
@@ -69,8 +88,11 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
             )
         eval_data = splits[script.dataset_test_split]
     if not model_args.model_name_or_path:
-        raise RecipeError(["model_name_or_path: a policy is needed: a Hub name, a folder or `bundled:tiny`"], recipe.source)
+        raise RecipeError(
+            ["model_name_or_path: a policy is needed: a Hub name, a folder or `bundled:tiny`"], recipe.source
+        )
 
+    from transformers import AutoConfig
     from trl import get_peft_config, get_quantization_config
 
     from trl_rewards import data, trainers
@@ -88,8 +110,17 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
+    try:
+        policy = data.model_path(model_args.model_name_or_path, recipe.base_dir)
+        AutoConfig.from_pretrained(
+            policy, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        problem = f"model_name_or_path: no model {model_args.model_name_or_path!r}: {said}"
+        raise RecipeError([problem], recipe.source) from error
     trainer = trainers.trainer_class(recipe.trainer)(
-        model=data.model_path(model_args.model_name_or_path, recipe.base_dir),
+        model=policy,
         args=training_args,
         train_dataset=train_data,
         eval_dataset=eval_data,

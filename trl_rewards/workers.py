@@ -50,13 +50,13 @@ class WorkerPool:
         try:
             while todo or busy:
                 while todo and len(busy) < self._size:
-                    worker = self._idle.pop() if self._idle else _Worker(self._job)
                     index = todo.popleft()
-                    worker.connection.send((items[index], timeout))
+                    worker = self._hand_out((items[index], timeout))
                     busy[worker.connection] = (worker, index, time.monotonic() + (timeout or float("inf")))
                 nearest = min(deadline for _, _, deadline in busy.values()) - time.monotonic()
-                for connection in wait(list(busy), timeout=None if nearest == float("inf") else max(nearest, 0)):
-                    worker, index, _ = busy.pop(connection)  # type: ignore[call-overload, index]
+                ready = wait(list(busy), timeout=None if nearest == float("inf") else max(nearest, 0))
+                for connection in [connection for connection in busy if connection in ready]:
+                    worker, index, _ = busy.pop(connection)
                     try:
                         results[index] = worker.connection.recv()
                         self._idle.append(worker)
@@ -71,6 +71,20 @@ class WorkerPool:
             for worker, _, _ in busy.values():
                 worker.kill()
         return results
+
+    def _hand_out(self, work: tuple) -> _Worker:
+        """Gives work to an idle worker, or to one that is started for it; an idle one may have been killed meanwhile."""
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.connection.send(work)
+            except OSError:
+                worker.kill()
+            else:
+                return worker
+        worker = _Worker(self._job)
+        worker.connection.send(work)
+        return worker
 
     def close(self) -> None:
         """End the worker processes."""

@@ -49,6 +49,11 @@ class NormalizeThenSum(Combiner):
     """
 
     eps: float = 1e-4
+    """Above 0: without it a constant group would be 0 / 0."""
+
+    def __post_init__(self):
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0, got {self.eps}")
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         import torch

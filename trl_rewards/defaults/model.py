@@ -63,7 +63,7 @@ class Model(Reward):
             self.setup(Context())
         assert self._model is not None
         texts = [self._text(prompt, completion) for prompt, completion in zip(samples.prompts, samples.completions, strict=True)]
-        return list(score_texts(self._model, texts))
+        return list(score_texts(self._model, texts)) if texts else []
 
     def _text(self, prompt, completion) -> str:
         if isinstance(prompt, str):

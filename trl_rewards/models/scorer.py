@@ -35,7 +35,7 @@ def load_reward_model(
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **shared)
-        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, **shared)
     except (OSError, ValueError) as error:
         raise RewardError(f"no reward model at {path!r}: {str(error).splitlines()[0]}") from error
     if config.num_labels != 1 and "num_labels" in config.to_diff_dict():

@@ -11,7 +11,7 @@ import inspect
 import logging
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
@@ -37,7 +37,13 @@ _SEAM = {
 }
 
 
-class PipelineMixin:
+if TYPE_CHECKING:  # it is mixed into trl.GRPOTrainer or trl.RLOOTrainer, which share no base that has these methods
+    _Trainer = Any
+else:
+    _Trainer = object
+
+
+class PipelineMixin(_Trainer):
     """A TRL trainer whose rewards and advantages may come from a Pipeline. Without one it is TRL's own."""
 
     def __init__(
@@ -57,7 +63,9 @@ class PipelineMixin:
             super().__init__(model, reward_funcs, args, *more, **options)
             return
         if reward_funcs:
-            raise ValueError("give reward_funcs or pipeline, not both; load_reward makes a source of any reward function")
+            raise ValueError(
+                "give reward_funcs or pipeline, not both; load_reward makes a source of any reward function"
+            )
         check_seam(type(self))
         if args is not None:
             self._check_arguments(args, pipeline)
@@ -91,8 +99,8 @@ class PipelineMixin:
             per_generation = args.steps_per_generation * args.num_iterations
             if (args.save_steps * args.gradient_accumulation_steps) % per_generation:
                 logger.warning(
-                    "save_steps %s falls inside a generation batch (%s batches, each used %s times): a run resumed from "
-                    "such a checkpoint generates that batch again and does not repeat exactly. Make save_steps × "
+                    "save_steps %s falls inside a generation batch (%s batches, each used %s times): a run resumed "
+                    "from such a checkpoint generates that batch again and does not repeat exactly. Make save_steps × "
                     "gradient_accumulation_steps a multiple of %s.",
                     args.save_steps,
                     args.steps_per_generation,
@@ -136,6 +144,7 @@ class PipelineMixin:
         return matrix.masked_fill(batch.rewards.isnan()[:, None], float("nan"))
 
     def _generate_and_score_completions(self, inputs):
+        self.last_advantages = None
         output = super()._generate_and_score_completions(inputs)
         if self.pipeline is None:
             return output
@@ -153,17 +162,19 @@ class PipelineMixin:
         except RewardError:
             self._save_what_was_trained(self.model.training)
             raise
+        assert advantages is not None
         local = len(output["advantages"])
         first = self.accelerator.process_index * local
         mine = advantages[first : first + local]
         if advantages.dim() == 2:
             mine = mine[:, : output["completion_ids"].size(1)]  # the gathered width is the widest rank's
         output["advantages"] = mine.to(output["advantages"].dtype)
-        self.last_advantages = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
+        per_row = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
         logged = self._logs["advantages"]  # a bounded deque, whose last rows are TRL's advantages of this batch
         for _ in range(min(rows, len(logged))):
             logged.pop()
-        logged.extend(self.last_advantages.tolist())
+        logged.extend(per_row.tolist())
+        self.last_advantages = per_row
         return output
 
     def _gathered_mask(self, output: dict[str, Any]) -> torch.Tensor:
@@ -188,9 +199,7 @@ class PipelineMixin:
         if self.pipeline is None:
             return
         # Not the state of this moment: a checkpoint on SIGTERM may come after a step's rewards and before its end.
-        folder = os.path.join(
-            self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        )
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
         file = os.path.join(folder, _state_file(self.accelerator.process_index))
         torch.save({"signature": self.pipeline.signature, "state": self._committed_state}, file + ".tmp")
@@ -210,7 +219,9 @@ class PipelineMixin:
         saved = torch.load(file, map_location="cpu", weights_only=True)
         if saved["signature"] != self.pipeline.signature:
             logger.warning(
-                "the checkpoint was written by another pipeline:\n  %s\n  %s", saved["signature"], self.pipeline.signature
+                "the checkpoint was written by another pipeline:\n  %s\n  %s",
+                saved["signature"],
+                self.pipeline.signature,
             )
         self.pipeline.load_state_dict(saved["state"])
         self._committed_state = saved["state"]
@@ -244,7 +255,9 @@ def check_seam(cls: type) -> None:
     else:
         raise TypeError(f"{cls.__name__} is not a TRL trainer")
     differing = [
-        f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})" if hasattr(base, name) else f"no {name}"
+        f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})"
+        if hasattr(base, name)
+        else f"no {name}"
         for name, wanted in _SEAM.items()
         if not hasattr(base, name) or list(inspect.signature(getattr(base, name)).parameters) != wanted
     ]

@@ -19,7 +19,9 @@ class RLOOTrainer(PipelineMixin, trl.RLOOTrainer):
         if pipeline.advantage is None:
             return
         if pipeline.advantage.level == "token":
-            raise ValueError("RLOO's loss takes one advantage per sequence; use GRPOTrainer for a token-level advantage")
+            raise ValueError(
+                "RLOO's loss takes one advantage per sequence; use GRPOTrainer for a token-level advantage"
+            )
         if args.beta != 0.0:
             raise ValueError(
                 f"RLOO puts its KL penalty into the advantage, so a replaced advantage loses it in silence; set "

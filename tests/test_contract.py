@@ -1,0 +1,78 @@
+"""Every registered component keeps the contract of its kind, whoever wrote it."""
+
+from __future__ import annotations
+
+import pytest
+
+from trl_rewards import load_advantage, load_combiner, load_plugins, load_reward, load_shaper
+from trl_rewards.testing import check_advantage, check_combiner, check_reward, check_shaper, make_samples
+
+# name -> (options it needs, dataset columns for the six rows of `make_samples`). A component that is not here fails
+# `test_every_registered_component_is_checked`: add it.
+ANSWERS = ["22", "hot", None, "cold", "", "22"]
+REFERENCES = [["The sum is 22."], ["hot", "It is hot."], [], None, ["Tuesday"], ["x"]]
+REWARDS = {
+    "accuracy": ({"seconds": 20.0}, {"answer": ["22", "23", None, "\\frac{1}{2}", "5", "#### 7"]}),
+    "bleuberi": ({}, {"references": REFERENCES}),
+    "exact_match": ({}, {"answer": ANSWERS}),
+    "function": ({"path": "trl.rewards:think_format_reward"}, {}),
+    "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
+    "model": ({}, {}),  # its path is that of a fixture
+    "regex_format": ({}, {}),
+}
+SHAPERS = {
+    "clip": ({"low": -1.0, "high": 1.0}, {}),
+    "par": ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]}),
+    "scale": ({"factor": 2.0, "offset": 1.0}, {}),
+    "sigmoid": ({}, {}),
+    "tanh": ({}, {}),
+    "whiten": ({}, {}),
+}
+COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
+ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "group_norm": {}, "leave_one_out": {}}
+SLOW = {"accuracy", "model"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [("reward", REWARDS), ("shaper", SHAPERS), ("combiner", COMBINERS), ("advantage", ADVANTAGES)],
+)
+def test_every_registered_component_is_checked(kind, table):
+    assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(REWARDS)])
+def test_reward_keeps_its_contract(name, request):
+    options, columns = REWARDS[name]
+    if name == "model":
+        options = {"path": request.getfixturevalue("reward_model_path"), "dtype": "float32"}
+    reward = load_reward(name, **options)
+    samples = make_samples(chat=True) if name == "function" else None  # TRL's function reads chat completions only
+    try:
+        check_reward(reward, samples, **columns)
+    finally:
+        reward.close()
+
+
+@pytest.mark.parametrize("name", sorted(SHAPERS))
+def test_shaper_keeps_its_contract(name):
+    options, columns = SHAPERS[name]
+    check_shaper(load_shaper(name, **options), **columns)
+
+
+@pytest.mark.parametrize("name", sorted(COMBINERS))
+def test_combiner_keeps_its_contract(name):
+    check_combiner(load_combiner(name, **COMBINERS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_advantage_keeps_its_contract(name):
+    check_advantage(load_advantage(name, **ADVANTAGES[name]))
+
+
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage"])
+def test_every_component_says_what_it_is_in_a_sentence(kind):
+    from trl_rewards.plugins import first_sentence
+
+    for entry in load_plugins().of_kind(kind):
+        assert len(first_sentence(entry.load())) > 15, entry.name

@@ -1,0 +1,96 @@
+"""The generated tables: `python -m trl_rewards.docs` writes plugins/README.md and recipes/README.md of a checkout.
+
+Their words come from docstrings and recipe headers, their figures from `recipes/results.json`, which the scripts under
+benchmarks/ write. A test keeps files and registry together.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trl_rewards.describe import paper_of, recipes_of
+from trl_rewards.plugins import first_sentence, kinds, load_plugins
+from trl_rewards.recipe import bundled_recipes, recipe_folders
+
+_PLUGINS_HEAD = """# Components
+
+Every component that comes with the project, by kind. `trl-rewards show NAME` prints its options and an example.
+Written by `python -m trl_rewards.docs`; the words are the docstrings'.
+"""
+_RECIPES_HEAD = """# Recipes
+
+    accelerate launch recipes/train.py --config recipes/NAME.yaml [--any_trl_flag value] [--rewards.0.weight 0.3]
+
+From an installed wheel, bundled recipes go by name: `accelerate launch -m trl_rewards.train --config NAME`.
+Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`.
+"""
+
+
+def components_page() -> str:
+    """plugins/README.md"""
+    registry, results = load_plugins(), read_results()
+    parts = [_PLUGINS_HEAD]
+    for kind in kinds():
+        rows = []
+        for entry in registry.of_kind(kind):
+            cls = entry.load()
+            paper = paper_of(cls)
+            recipes = recipes_of(entry.name, kind)
+            measured = "; ".join(results[name] for name in recipes if name in results)
+            link = f"[{paper.rpartition('/')[2]}]({paper})" if paper else ""
+            rows.append([f"`{entry.name}`", first_sentence(cls), link, entry.owner, ", ".join(recipes), measured])
+        if rows:
+            parts.append(f"## {kind.capitalize()}s\n")
+            parts.append(_markdown(["`use:`", "what", "paper", "plugin", "recipe", "measured"], rows))
+    return "\n".join(parts)
+
+
+def recipes_page() -> str:
+    """recipes/README.md"""
+    results = read_results()
+    rows = [
+        [f"`{name}`", header(file), results.get(name, "not measured yet")] for name, file in bundled_recipes().items()
+    ]
+    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured"], rows)])
+
+
+def header(file: Path) -> str:
+    """The comment block at the top of a recipe up to its first empty comment line, as one line."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or not text:
+            break
+        lines.append(text)
+    return " ".join(lines)
+
+
+def read_results() -> dict[str, Any]:
+    """{recipe: what was measured, in a line}"""
+    for folder in recipe_folders():
+        if (folder / "results.json").is_file():
+            return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {}
+
+
+def _markdown(titles: list[str], rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [titles, ["---"] * len(titles), *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+
+def main() -> None:
+    """Write both pages into the checkout this package runs from."""
+    root = Path(__file__).parent.parent
+    for file, text in {
+        root / "plugins/README.md": components_page(),
+        root / "recipes/README.md": recipes_page(),
+    }.items():
+        file.write_text(text, encoding="utf-8")
+        print(file)
+
+
+if __name__ == "__main__":
+    main()
