@@ -17,6 +17,7 @@ import time
 
 import trl
 from datasets import Dataset
+from transformers import TrainerCallback
 
 import trl_rewards
 from trl_rewards import Pipeline, Reward, bundled, load_advantage, load_shaper
@@ -49,7 +50,7 @@ def step_seconds(make_trainer, steps: int) -> list[float]:
     """Seconds of each step after the first three."""
     times: list[float] = []
 
-    class Clock(trl_rewards.trainers.mixin.TrainerCallback):
+    class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             self.start = time.perf_counter()
 

@@ -41,7 +41,9 @@ def test_every_registered_component_is_checked(kind, table):
     assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(REWARDS)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(REWARDS)]
+)
 def test_reward_keeps_its_contract(name, request):
     options, columns = REWARDS[name]
     if name == "model":

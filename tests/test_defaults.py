@@ -110,7 +110,7 @@ def test_normalize_then_sum_gives_a_constant_group_0():
 
 def test_normalize_then_sum_of_constant_sources_is_0_and_needs_an_eps():
     assert combine("normalize_then_sum", [[1.0, 2.0]] * 4) == [0.0] * 4
-    with pytest.raises(RecipeError, match="eps must be above 0, got 0.0"):
+    with pytest.raises(RecipeError, match=r"eps must be above 0, got 0.0"):
         load_combiner("normalize_then_sum", eps=0.0)
 
 
@@ -199,7 +199,12 @@ def advantages(name: str, rewards, group_size: int, **options) -> list[float]:
         # mean 1, sample variance 2/3, population variance 1/2
         ("group_norm", {"eps": 0.0}, [0.0, 1.0, 1.0, 2.0], [-math.sqrt(1.5), 0.0, 0.0, math.sqrt(1.5)]),
         ("group_norm", {"eps": 0.0, "ddof": 0}, [0.0, 1.0, 1.0, 2.0], [-math.sqrt(2), 0.0, 0.0, math.sqrt(2)]),
-        ("group_norm", {}, [0.0, 1.0, 1.0, 2.0], [-1 / (math.sqrt(2 / 3) + 1e-4), 0.0, 0.0, 1 / (math.sqrt(2 / 3) + 1e-4)]),
+        (
+            "group_norm",
+            {},
+            [0.0, 1.0, 1.0, 2.0],
+            [-1 / (math.sqrt(2 / 3) + 1e-4), 0.0, 0.0, 1 / (math.sqrt(2 / 3) + 1e-4)],
+        ),
         ("group_norm", {"eps": 0.0}, [0.0, None, 2.0, None], [-math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0]),
         ("center", {}, [0.0, 1.0, 1.0, 2.0], [-1.0, 0.0, 0.0, 1.0]),
         ("center", {}, [0.0, None, 1.0, 2.0], [-1.0, 0.0, 0.0, 1.0]),
@@ -236,7 +241,15 @@ def test_a_constant_added_to_a_group_changes_nothing(name):
 
 def test_length_is_dapos_eq_13_at_its_boundaries():
     samples = make_samples([" ".join(["w"] * count) for count in (0, 4, 5, 6, 8, 9, 100)])
-    assert load_reward("length", soft_limit=4, hard_limit=8).score(samples) == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
+    assert load_reward("length", soft_limit=4, hard_limit=8).score(samples) == [
+        0.0,
+        0.0,
+        -0.25,
+        -0.5,
+        -1.0,
+        -1.0,
+        -1.0,
+    ]
 
 
 def test_length_may_start_at_0():
@@ -338,7 +351,7 @@ def test_answers_are_found_in_solutions_and_tags():
 
 
 def test_accuracy_refuses_times_and_numbers_that_make_no_sense():
-    with pytest.raises(RecipeError, match="seconds and processes must be above 0, got 0.0 and 2"):
+    with pytest.raises(RecipeError, match=r"seconds and processes must be above 0, got 0.0 and 2"):
         load_reward("accuracy", seconds=0.0)
 
 
@@ -505,5 +518,4 @@ def test_model_in_4_bit_scores_near_the_full_one(reward_model_path, tmp_path):
     reward = model(str(tmp_path), load_in_4bit=True)
     quantised = torch.tensor(reward.score(samples))
     assert type(reward._model.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    print(full, quantised)
     assert 0 < (full - quantised).abs().max() < full.std()

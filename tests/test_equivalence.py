@@ -11,6 +11,7 @@ import trl_rewards
 from trl_rewards import Failed, Pipeline, Reward
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import Source
+from trl_rewards.trainers.mixin import PipelineMixin
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -294,3 +295,45 @@ def test_rloo_refuses_a_token_level_advantage_and_a_replaced_one_with_kl(policy_
             trl_rewards.RLOOTrainer(
                 policy_path, args=args, train_dataset=prompts(), pipeline=default_pipeline(advantage=advantage)
             )
+
+
+def test_a_trl_that_does_not_fit_is_refused_with_the_versions_that_do(policy_path, tmp_path):
+    class Changed(trl.GRPOTrainer):
+        def _calculate_rewards(self, inputs, prompts, completions):
+            raise NotImplementedError
+
+    Changed.__module__ = "trl.trainer.grpo_trainer"
+
+    class Ours(PipelineMixin, Changed):
+        pass
+
+    args = arguments(trl.GRPOConfig, tmp_path)
+    with pytest.raises(ImportError, match=r"_calculate_rewards\(self, inputs.*known to work: trl 1.14 to 1.16"):
+        Ours(policy_path, args=args, train_dataset=prompts(), pipeline=default_pipeline())
+
+
+def test_report_to_works_as_in_trl(policy_path, tmp_path):
+    pytest.importorskip("tensorboard")
+    args = arguments(trl.GRPOConfig, tmp_path, report_to="tensorboard", max_steps=1)
+    trainer = trl_rewards.GRPOTrainer(policy_path, args=args, train_dataset=prompts(), pipeline=default_pipeline())
+    trainer.train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = next(tmp_path.rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/rewards/length_reward/mean", "train/rewards/vowel_reward/weight"} <= set(tags["scalars"])
+
+
+def test_reward_arguments_that_a_pipeline_replaces_are_refused(policy_path, tmp_path):
+    make = trl_rewards.GRPOTrainer
+    cases = [
+        ({}, {"reward_funcs": [length_reward]}, "reward_funcs or pipeline, not both"),
+        ({"reward_weights": [1.0, 1.0]}, {}, "each source has its own weight"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, {}, "combine='normalize_then_sum'"),
+    ]
+    for options, more, words in cases:
+        args = arguments(trl.GRPOConfig, tmp_path, **options)
+        with pytest.raises(ValueError, match=words):
+            make(policy_path, args=args, train_dataset=prompts(), pipeline=default_pipeline(), **more)

@@ -34,6 +34,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "trainers": 5,
     "console": 6,
     "report": 6,
+    "docs": 6,
     "offline": 6,
     "validate": 6,
     "train": 6,

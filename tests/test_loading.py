@@ -148,7 +148,7 @@ def test_a_type_that_only_type_checkers_import_or_pydantic_does_not_know_is_not_
     )
     own = load_reward(f"{path}:Own", thing=3, tensor=[1.0], word="b")
     assert (own.thing, own.tensor, own.word) == (3, [1.0], "b")
-    with pytest.raises(RecipeError, match="with.word: must be str, got 3"):
+    with pytest.raises(RecipeError, match=r"with.word: must be str, got 3"):
         load_reward(f"{path}:Own", word=3)
     describe(f"{path}:Own")
 

@@ -20,7 +20,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))
 NAMES = [folder.name for folder in FOLDERS]
 EXAMPLE = ROOT / "tests" / "third_party" / "trl-rewards-example"
-needs_hatchling = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
+needs_hatchling = pytest.mark.skipif(
+    importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed"
+)
 
 
 def test_every_folder_under_plugins_is_a_plugin():

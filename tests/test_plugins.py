@@ -101,7 +101,10 @@ BROKEN = {
     "import_error": ("import no_such_module_anywhere", "ModuleNotFoundError: No module named"),
     "syntax_error": ("def f(:", "SyntaxError"),
     "exits_at_import": ("import sys; sys.exit('bye')", "SystemExit: bye"),
-    "unknown_hook": (HOOK + "def register_reward():\n    return {}", "'register_reward', did you mean 'register_rewards'"),
+    "unknown_hook": (
+        HOOK + "def register_reward():\n    return {}",
+        "'register_reward', did you mean 'register_rewards'",
+    ),
     "wrong_argument": (ONES + "\n@hookimpl\ndef batch_scored(batch, stepp):\n    pass", "stepp"),
     "raises": (HOOK + "def register_rewards():\n    raise KeyError('oh')", "KeyError: 'oh'"),
     "exits_while_registering": (HOOK + "def register_rewards():\n    raise SystemExit(3)", "SystemExit: 3"),
@@ -131,7 +134,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_all_others_work(case, ins
 
 def test_an_unknown_name_says_which_broken_plugin_might_have_had_it(install):
     install("flaky", "import no_such_module_anywhere")
-    with pytest.raises(PluginError, match="unknown reward 'ones'.*plugin 'flaky' might provide it but is broken"):
+    with pytest.raises(PluginError, match=r"unknown reward 'ones'.*plugin 'flaky' might provide it but is broken"):
         load_reward("ones")
 
 
@@ -145,7 +148,7 @@ def test_a_component_whose_module_cannot_be_imported_names_its_plugin(code, inst
     (tmp_path / "plugin_under_test_late.py").write_text(code)
     install("early", HOOK + "def register_rewards():\n    return {'late': 'plugin_under_test_late:Late'}")
     assert load_plugins().broken == []
-    with pytest.raises(PluginError, match="reward 'late' of plugin 'early' cannot be imported from .*no licence"):
+    with pytest.raises(PluginError, match=r"reward 'late' of plugin 'early' cannot be imported from .*no licence"):
         load_reward("late")
 
 
@@ -182,7 +185,9 @@ def test_a_name_claimed_twice_raises_with_both_owners_and_plugin_slash_name_reso
 
 
 def test_a_name_of_the_wrong_plugin_says_who_has_it():
-    with pytest.raises(PluginError, match="reward 'shaping/length' does not exist; 'length' is provided by 'defaults'"):
+    with pytest.raises(
+        PluginError, match="reward 'shaping/length' does not exist; 'length' is provided by 'defaults'"
+    ):
         load_reward("shaping/length")
 
 
@@ -192,7 +197,7 @@ def test_a_misspelt_name_gets_a_suggestion():
 
 
 def test_a_name_of_another_kind_says_so():
-    with pytest.raises(PluginError, match="unknown reward 'clip'.*'clip' is a shaper"):
+    with pytest.raises(PluginError, match=r"unknown reward 'clip'.*'clip' is a shaper"):
         load_reward("clip")
 
 
@@ -241,7 +246,7 @@ def test_plugins_variable_takes_only_the_named_ones(monkeypatch):
 def test_a_plugins_variable_that_leaves_none_is_named_as_the_cause(value, monkeypatch):
     monkeypatch.setenv("TRL_REWARDS_PLUGINS", value)
     assert load_plugins().plugins == []
-    with pytest.raises(PluginError, match="no plugins found, so no reward 'length'.*TRL_REWARDS_PLUGINS"):
+    with pytest.raises(PluginError, match=r"no plugins found, so no reward 'length'.*TRL_REWARDS_PLUGINS"):
         load_reward("length")
 
 
@@ -326,7 +331,7 @@ def test_a_file_that_raises_is_an_error_with_its_reason_each_time(code, reason, 
 
 
 def test_a_dotted_module_that_is_missing_is_an_error():
-    with pytest.raises(PluginError, match="'no_such_module' .*cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(PluginError, match=r"'no_such_module' .*cannot be imported: ModuleNotFoundError"):
         load_target("no_such_module:thing")
 
 
@@ -340,7 +345,7 @@ def test_a_dotted_module_that_is_missing_is_an_error():
     ],
 )
 def test_a_path_to_something_else_is_refused(kind, use):
-    with pytest.raises(PluginError, match="is not a (Shaper|Reward) class"):
+    with pytest.raises(PluginError, match=r"is not a (Shaper|Reward) class"):
         component_class(kind, use)
 
 

@@ -19,7 +19,7 @@ CPU = {"bf16": False, "use_cpu": True, "report_to": "none"}
 
 @pytest.fixture
 def recipe(write):
-    """Writes a recipe and loads it. Text, or a mapping; TRL's keys are checked only if asked for, as they need torch."""
+    """Writes a recipe, text or a mapping, and loads it. TRL's keys are checked only if asked for: that needs torch."""
 
     def load(content, overrides=(), check_trl=False) -> Recipe:
         text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
@@ -71,7 +71,8 @@ shape: [{use: scale, with: {factor: [1]}}]
         "trainer: unknown trainer 'gppo', did you mean 'grpo'",
         "rewards[2]: unknown key 'wieght', did you mean 'weight'",
         "rewards[2].weight: must be a number",
-        "rewards[2].on_missing: must be renormalize or group_mean or drop_row or drop_group or fail, got 'renormalise', "
+        "rewards[2].on_missing: must be renormalize or group_mean or drop_row or drop_group or fail, "
+        "got 'renormalise', "
         "did you mean 'renormalize'",
         "rewards[2].timeout: must be seconds above 0, got 0",
         "rewards[0].use: unknown reward 'bluberi', did you mean 'bleuberi'",
@@ -100,7 +101,10 @@ def test_the_message_counts_the_problems_and_names_the_file(recipe, tmp_path):
         (MATCH | {"with": [1]}, "rewards[0].with: must be a mapping of options, got [1]"),
         (MATCH | {"with": {1: 2}}, "rewards[0].with: must be a mapping of options, got {1: 2}"),
         (MATCH | {"as": "a b"}, "rewards[0].as: a name is letters"),
-        (MATCH | {"as": "total"}, "rewards[0].as: a name is letters, digits, '_', '-' and '.', and not 'total'; got 'total'"),
+        (
+            MATCH | {"as": "total"},
+            "rewards[0].as: a name is letters, digits, '_', '-' and '.', and not 'total'; got 'total'",
+        ),
         (MATCH | {"retries": -1}, "rewards[0].retries: must be a whole number from 0, got -1"),
         (MATCH | {"retries": 1.5}, "rewards[0].retries: must be a whole number from 0, got 1.5"),
         (MATCH | {"max_failures": 2}, "rewards[0].max_failures: must be a share from 0 to 1, got 2"),
@@ -112,9 +116,15 @@ def test_the_message_counts_the_problems_and_names_the_file(recipe, tmp_path):
         (MATCH | {"on_missing": ["fail"]}, "rewards[0].on_missing: must be renormalize or"),
         (MATCH | {"weight": {"linear": [1, -1]}}, "rewards[0].weight: a schedule must not go below 0"),
         (MATCH | {"weight": {"linaer": [1, 0]}}, "rewards[0].weight: must be a number or one of"),
-        (MATCH | {"shape": [{"use": "tanh", "with": {"scale": 0}}]}, "rewards[0].shape[0].with: scale must be above 0"),
+        (
+            MATCH | {"shape": [{"use": "tanh", "with": {"scale": 0}}]},
+            "rewards[0].shape[0].with: scale must be above 0",
+        ),
         (MATCH | {"shape": ["tanhh"]}, "rewards[0].shape[0].use: unknown shaper 'tanhh', did you mean 'tanh'"),
-        (MATCH | {"with": {"take": "first"}}, "rewards[0].with.take: must be 'all' or 'last_word' or 'last_number', got 'first'"),
+        (
+            MATCH | {"with": {"take": "first"}},
+            "rewards[0].with.take: must be 'all' or 'last_word' or 'last_number', got 'first'",
+        ),
         (MATCH | {"with": {"answer": 1}}, "rewards[0].with.answer: must be str, got 1"),
         ({"use": "./none.py:f"}, "rewards[0].use: no file './none.py' in"),
     ],
@@ -218,7 +228,9 @@ def test_no_and_on_are_words_as_trl_wants_them(recipe):
 
 
 def test_a_whole_number_is_fine_where_a_float_is_wanted(recipe):
-    assert recipe("rewards: [exact_match]\nshape: [{use: clip, with: {low: -1, high: 1}}]").shape[0].options["low"] == -1
+    assert (
+        recipe("rewards: [exact_match]\nshape: [{use: clip, with: {low: -1, high: 1}}]").shape[0].options["low"] == -1
+    )
 
 
 def test_a_negative_constant_weight_is_a_penalty(recipe):
@@ -288,10 +300,19 @@ def test_trls_overlong_punishment_scores_as_in_trl(recipe):
         ("reward_funcs: [{a: 1}]", "reward_funcs: must be names, got {'a': 1}"),
         ("reward_funcs: [no_module_at_all.f]", "reward_funcs[0].use: 'no_module_at_all' (in"),
         ("rewards: [exact_match]\nreward_weights: [1]", "reward_weights: goes with reward_funcs"),
-        ("reward_funcs: [accuracy_reward]\nreward_weights: [1, 2]", "reward_weights: 2 weights for 1 reward functions"),
+        (
+            "reward_funcs: [accuracy_reward]\nreward_weights: [1, 2]",
+            "reward_weights: 2 weights for 1 reward functions",
+        ),
         ("reward_funcs: [accuracy_reward]\nreward_weights: 2", "reward_weights: must be a list of numbers, got 2"),
-        ("reward_funcs: [accuracy_reward]\nreward_weights: [a]", "reward_weights: must be a list of numbers, got ['a']"),
-        ("reward_model_name_or_path: 3\nrewards: [exact_match]", "reward_model_name_or_path.with.path: must be str, got 3"),
+        (
+            "reward_funcs: [accuracy_reward]\nreward_weights: [a]",
+            "reward_weights: must be a list of numbers, got ['a']",
+        ),
+        (
+            "reward_model_name_or_path: 3\nrewards: [exact_match]",
+            "reward_model_name_or_path.with.path: must be str, got 3",
+        ),
     ],
 )
 def test_wrong_reward_keys_of_trl_are_named_as_the_user_typed_them(text, wanted, problems):
@@ -300,7 +321,9 @@ def test_wrong_reward_keys_of_trl_are_named_as_the_user_typed_them(text, wanted,
 
 def test_paths_count_from_the_first_entry_under_rewards_whatever_trls_keys_add(problems):
     assert one(problems("reward_funcs: [think_format_reward]\nrewards: [{use: bluberi}]")).startswith("rewards[0].use")
-    found = one(problems("reward_funcs: [think_format_reward]\nrewards: [{use: exact_match, as: think_format_reward}]"))
+    found = one(
+        problems("reward_funcs: [think_format_reward]\nrewards: [{use: exact_match, as: think_format_reward}]")
+    )
     assert found.startswith("rewards[0]: another source is called")
 
 
@@ -317,10 +340,13 @@ def test_paths_count_from_the_first_entry_under_rewards_whatever_trls_keys_add(p
         ({"lora_target_modules": 3}, "lora_target_modules: must be list[str] | None, got 3"),
         ({"env": ["A=1"]}, "env: must map names to values, got ['A=1']"),
         ({"per_device_train_batch_size": 6, "num_generations": 4}, "TRL refuses these arguments: "),
-        ({"num_generations": 1, "per_device_train_batch_size": 1}, "TRL refuses these arguments: GRPO requires at least 2"),
+        (
+            {"num_generations": 1, "per_device_train_batch_size": 1},
+            "TRL refuses these arguments: GRPO requires at least 2",
+        ),
         (
             {"multi_objective_aggregation": "normalize_then_sum"},
-            "multi_objective_aggregation: TRL would see one column, the total; write `combine: {use: normalize_then_sum}`",
+            "multi_objective_aggregation: TRL would see one column, the total; write `combine: {use: normalize_",
         ),
     ],
     ids=str,
@@ -341,7 +367,9 @@ def test_problems_of_ours_and_of_trls_come_together(problems):
 
 
 def test_trls_words_for_truth_are_taken_as_trl_takes_them(recipe):
-    loaded = recipe("rewards: [exact_match]\nbf16: no\nuse_cpu: yes\nreport_to: none\nsave_strategy: no", check_trl=True)
+    loaded = recipe(
+        "rewards: [exact_match]\nbf16: no\nuse_cpu: yes\nreport_to: none\nsave_strategy: no", check_trl=True
+    )
     training = parse_trl(loaded)[1]
     assert (training.bf16, training.use_cpu, training.save_strategy) == (False, True, "no")
 
@@ -413,9 +441,15 @@ advantage: center
         (["--learning_rate=2e-6"], lambda r: r.trl["learning_rate"] == 2e-6),
         (["--max_steps", "-1"], lambda r: r.trl["max_steps"] == -1),
         (["--load_in_4bit"], lambda r: r.trl["load_in_4bit"] is True),
-        (["--load_in_4bit", "--seed", "3"], lambda r: r.trl == {"learning_rate": 1e-6, "load_in_4bit": True, "seed": 3}),
+        (
+            ["--load_in_4bit", "--seed", "3"],
+            lambda r: r.trl == {"learning_rate": 1e-6, "load_in_4bit": True, "seed": 3},
+        ),
         (["--save_strategy", "no"], lambda r: r.trl["save_strategy"] == "no"),
-        (["--lora_target_modules", "q_proj", "v_proj"], lambda r: r.trl["lora_target_modules"] == ["q_proj", "v_proj"]),
+        (
+            ["--lora_target_modules", "q_proj", "v_proj"],
+            lambda r: r.trl["lora_target_modules"] == ["q_proj", "v_proj"],
+        ),
         (["--run_name", "a: b: c"], lambda r: r.trl["run_name"] == "a: b: c"),
         (["--run_name", "[draft"], lambda r: r.trl["run_name"] == "[draft"),
         (["--dataset.system_prompt", "Answer: yes or no"], lambda r: r.dataset.system_prompt == "Answer: yes or no"),
@@ -516,7 +550,7 @@ def test_the_signature_names_the_versions(recipe):
         [],
         ["--rewards.0.weight", "1e-6", "--learning_rate", "1e-6", "--save_strategy", "no"],
         ["--run_name", "'1e5'", "--rewards.0.as", "b.1"],
-        ["--dataset.system_prompt", "Größe 山: say \"yes\"\nor no # really"],
+        ["--dataset.system_prompt", 'Größe 山: say "yes"\nor no # really'],
         ["--rewards.0.weight", "{linear: [1, 0.1]}", "--shape", "[{use: clip, with: {low: -5, high: 5}}]"],
     ],
     ids=str,

@@ -65,7 +65,15 @@ def test_lengths_are_counted_in_tokens_and_need_token_ids():
             ],
             "It is 22",
         ),
-        ([{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}], "ab"),
+        (
+            [
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}],
+                }
+            ],
+            "ab",
+        ),
     ],
 )
 def test_the_text_of_a_completion_is_what_the_assistant_said_last(completion, text):

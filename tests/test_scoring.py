@@ -446,3 +446,13 @@ def test_a_weight_follows_its_schedule_outside_the_raw_score():
         batch = pipeline.score(make_samples(["a", "b"], step=step, max_steps=10), 2)
         assert batch.rewards.tolist() == [expected, expected]
         assert batch.scores.values[:, 0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 30}, {"concurrency": 2}])
+def test_a_reward_that_calls_exit_is_a_failure_like_any_other(options):
+    class Quits(Reward):
+        def score(self, samples):
+            raise SystemExit("bye")
+
+    scores = run_source(source(Quits(), **options), make_samples(["a", "b"]))
+    assert scores == [Failed("SystemExit: bye")] * 2

@@ -59,7 +59,9 @@ def test_a_reward_is_called_as_trl_calls_it_with_what_it_does_not_need():
 
 
 def test_a_missing_column_is_named_in_stock_trl_too():
-    with pytest.raises(RewardError, match="reward 'Bleuberi' needs dataset column 'references'; the dataset has answer"):
+    with pytest.raises(
+        RewardError, match="reward 'Bleuberi' needs dataset column 'references'; the dataset has answer"
+    ):
         load_reward("bleuberi")(prompts=["p"], completions=["c"], completion_ids=[[1]], answer=["a"])
 
 
@@ -97,7 +99,10 @@ def test_two_instances_of_one_reward_keep_metrics_apart_by_their_names(policy_pa
     from datasets import Dataset
 
     path = write("mine.py", "async def half(completions, **kwargs):\n    return [0.5] * len(completions)\n")
-    first, second = load_reward("length", soft_limit=0, hard_limit=1), load_reward("length", soft_limit=90, hard_limit=99)
+    first, second = (
+        load_reward("length", soft_limit=0, hard_limit=1),
+        load_reward("length", soft_limit=90, hard_limit=99),
+    )
     second.__name__ = "never_long"
     trainer = trl.RLOOTrainer(
         policy_path,
@@ -150,7 +155,9 @@ def test_our_reward_is_named_by_a_dotted_path_on_trls_own_command_line(policy_pa
 SEEING = """
 seen = []
 
-def watcher(prompts, completions, completion_ids, answer, task, trainer_state, log_metric, log_extra, factor=1, **kwargs):
+def watcher(
+    prompts, completions, completion_ids, answer, task, trainer_state, log_metric, log_extra, factor=1, **kwargs
+):
     log_metric("watched", float(trainer_state.global_step))
     log_extra("answers", answer)
     seen.append((trainer_state.global_step, trainer_state.max_steps, len(prompts), sorted(set(task)), factor))

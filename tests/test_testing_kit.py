@@ -59,7 +59,9 @@ def lengths(samples) -> list[float]:
 
 class Good(Reward):
     def score(self, samples):
-        return [None if not text else Failed("too long") if len(text) > 60 else float(len(text)) for text in samples.texts]
+        return [
+            None if not text else Failed("too long") if len(text) > 60 else float(len(text)) for text in samples.texts
+        ]
 
 
 class GoodGroup(Reward):
@@ -227,7 +229,9 @@ def test_a_broken_reward_is_caught(reward, complaint):
         check_reward(reward)
 
 
-@pytest.mark.parametrize("reward", [NeedsChat(), PlainOnly(), BreaksOnNothing(), Unpicklable(), NoLoad()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "reward", [NeedsChat(), PlainOnly(), BreaksOnNothing(), Unpicklable(), NoLoad()], ids=lambda r: type(r).__name__
+)
 def test_a_reward_that_raises_is_caught_with_its_own_error(reward):
     with pytest.raises(Exception, match=r".+"):
         check_reward(reward)

@@ -12,7 +12,7 @@ from trl_rewards.workers import WorkerPool
 
 pytestmark = pytest.mark.slow
 
-JOBS = '''
+JOBS = """
 import os, signal, sys, time
 
 def make(factor):
@@ -40,7 +40,7 @@ def make(factor):
 
 def broken():
     raise RuntimeError("no licence")
-'''
+"""
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_close_ends_the_processes(pool):
 def test_a_worker_that_cannot_start_says_why(pool):
     with pytest.raises(RewardError, match="a scoring process could not start: RuntimeError: no licence"):
         pool("broken", ()).map([1])
-    with pytest.raises(RewardError, match="could not start: PluginError: .* has no 'nothing'"):
+    with pytest.raises(RewardError, match=r"could not start: PluginError: .* has no 'nothing'"):
         pool("nothing", ()).map([1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,9 @@ def plugins() -> None:
     rows = []
     for plugin in registry.plugins:
         counts = [entry.kind for entry in registry.entries if entry.owner == plugin.name]
-        what = ", ".join(f"{counts.count(kind)} {kind}{'s' * (counts.count(kind) > 1)}" for kind in dict.fromkeys(counts))
+        what = ", ".join(
+            f"{counts.count(kind)} {kind}{'s' * (counts.count(kind) > 1)}" for kind in dict.fromkeys(counts)
+        )
         hooks = ", ".join(plugin.hooks)
         says = f"broken: {plugin.broken}" if plugin.broken else f"{what or 'no components'} ({hooks})"
         rows.append((plugin.name, f"{plugin.distribution} {plugin.version}".strip(), says))
@@ -143,7 +146,7 @@ def report(run_dir: Path) -> None:
         raise typer.Exit(1) from None
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -30,8 +30,8 @@ Score = float | None | Failed
 class Context:
     """What a component may want to know when a run starts."""
 
-    device: Any = "cpu"
-    """torch.device of this rank."""
+    device: Any = None
+    """torch.device of this rank; None where nobody said: a component then takes the best there is."""
     seed: int = 0
     base_dir: str = "."
     """Folder that relative paths of a recipe are relative to."""

@@ -36,7 +36,7 @@ def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
         if not script.dataset_streaming and len(dataset) == 0:
             problems.append(f"dataset_name: split {name!r} of {script.dataset_name!r} has no rows")
     if script.dataset_train_split not in splits:
-        there = ", ".join(splits)
+        there = ", ".join(map(str, splits))
         problems.append(f"dataset_train_split: no split {script.dataset_train_split!r} (there is {there})")
     if problems:
         raise RecipeError(problems, recipe.source)
@@ -71,12 +71,13 @@ def load_splits(name: str, base_dir: str = ".", config: str | None = None, strea
 def _read_files(files: dict[str, Path], streaming: bool) -> Any:
     """{split: file}, all of one format."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     builder = _builder(next(iter(files.values())))
     names = {split: str(file) for split, file in files.items()}
     try:
         return datasets.load_dataset(builder, data_files=names, streaming=streaming)
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, DatasetGenerationError) as error:
         why = error.__cause__ or error
         problem = f"dataset_name: {', '.join(names.values())} has no rows or cannot be read: {why}"
         raise RecipeError([problem]) from error

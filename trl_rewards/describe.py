@@ -118,7 +118,11 @@ def _used(file: Any) -> dict[str, set[str]]:
 def example(name: str, kind: str, cls: type[Component]) -> str:
     """The YAML that uses a component with its required options, and the first optional ones."""
     required = {o.name: f"<{o.name}>" for o in options_of(cls) if _default(o) is None}
-    use = f"{{use: {name}" + (f", with: {{{', '.join(f'{k}: {v}' for k, v in required.items())}}}" if required else "") + "}"
+    use = (
+        f"{{use: {name}"
+        + (f", with: {{{', '.join(f'{k}: {v}' for k, v in required.items())}}}" if required else "")
+        + "}"
+    )
     return {
         "reward": f"  rewards:\n    - {use}",
         "shaper": f"  shape: [{use}]",

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Callable
@@ -55,16 +56,18 @@ def _load(kind: str, use: str, options: dict[str, Any]) -> Any:
 def build(kind: str, use: str, options: dict[str, Any], base_dir: str = ".") -> tuple[Any, list[str]]:
     """The component, or None and every problem with it. PluginError only through `component_class`, as a problem."""
     try:
-        cls = component_class(kind, use, base_dir)
+        found = component_class(kind, use, base_dir)
     except PluginError as error:
         return None, [str(error)]
-    if not isinstance(cls, type):  # a plain TRL reward function: its options are keyword arguments of each call
-        cls, options = FunctionReward, {"path": use, "kwargs": options}
-    problems = check_options(cls, options)
+    cls: Any = found
+    arguments: dict[str, Any] = options
+    if not isinstance(found, type):  # a plain TRL reward function: its options are keyword arguments of each call
+        cls, arguments = FunctionReward, {"path": use, "kwargs": options}
+    problems = check_options(cls, arguments)
     if problems:
         return None, problems
     try:
-        component = cls(**options)
+        component: Any = cls(**arguments)
         if isinstance(component, FunctionReward):
             component.resolve(base_dir)
     except (ValueError, TypeError, PluginError) as error:
@@ -74,9 +77,9 @@ def build(kind: str, use: str, options: dict[str, Any], base_dir: str = ".") -> 
     return component, []
 
 
-def options_of(cls: type[Component]) -> list[dataclasses.Field]:
-    """The fields that are YAML options."""
-    return [option for option in dataclasses.fields(cls) if option.init]  # type: ignore[arg-type]
+def options_of(cls: Any) -> list[dataclasses.Field]:
+    """The fields of a component class that are YAML options."""
+    return [option for option in dataclasses.fields(cls) if option.init]
 
 
 def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
@@ -112,7 +115,7 @@ def option_types(cls: type[Component]) -> dict[str, Any]:
         try:
             return typing.get_type_hints(cls, localns=unknown or None)
         except NameError as error:
-            unknown[error.name] = Any
+            unknown[str(error.name)] = Any
 
 
 def type_name(annotation: Any) -> str:
@@ -134,11 +137,12 @@ def option_docs(cls: type[Component]) -> dict[str, str]:
             source = textwrap.dedent(inspect.getsource(base))
         except (OSError, TypeError):
             continue
-        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
-        for field, doc in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
-                if isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str):
-                    docs[field.target.id] = inspect.cleandoc(doc.value.value)
+        (definition,) = ast.parse(source).body
+        assert isinstance(definition, ast.ClassDef)
+        for pair in itertools.pairwise(definition.body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = inspect.cleandoc(text)
     return docs
 
 

@@ -35,12 +35,13 @@ def score_file(
     pipeline = Pipeline.from_recipe(recipe)
     if problems := pipeline.missing_columns([name for name in names if name != completion]):
         raise RecipeError(problems, config)
-    device = _device()
-    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
-    tokenizer = _tokenizer(recipe)
-
     from rich.progress import track
 
+    from trl_rewards.models.scorer import default_device
+
+    device = default_device()
+    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
+    tokenizer = _tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _rows_done(out, recipe.signature)
     try:
@@ -77,9 +78,7 @@ def _score_rows(
             prompts=[row["prompt"] for row in repeated],
             completions=completions,
             completion_ids=_token_ids(tokenizer, completions),
-            columns={
-                name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)
-            },
+            columns={name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)},
         )
         batch = pipeline.score(samples, group_size=size, device=device)
         scored = _lines(pipeline, batch)
@@ -107,9 +106,7 @@ def _lines(pipeline: Pipeline, batch: RewardBatch) -> list[dict[str, Any]]:
         {
             "total": _or_none(totals[row]),
             "scores": {name: _or_none(value) for name, value in zip(pipeline.names, values[row], strict=True)},
-            "status": {
-                name: _STATUS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code
-            },
+            "status": {name: _STATUS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code},
         }
         for row in range(len(totals))
     ]
@@ -170,12 +167,6 @@ def summary(out: Path) -> str:
             f"min {min(there):.4f}, max {max(there):.4f}{holes}"
         )
     return "\n".join(lines)
-
-
-def _device() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _tokenizer(recipe: Recipe) -> Any:

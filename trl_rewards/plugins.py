@@ -224,7 +224,9 @@ def component_class(kind: str, use: str, base_dir: str = ".") -> Any:
         return found
     if kind == "reward" and callable(found) and not isinstance(found, type):
         return found
-    raise PluginError(f"{use!r} is not a {wanted.__name__} class but {found!r}; subclass trl_rewards.{wanted.__name__}")
+    raise PluginError(
+        f"{use!r} is not a {wanted.__name__} class but {found!r}; subclass trl_rewards.{wanted.__name__}"
+    )
 
 
 def load_target(target: str, base_dir: str = ".") -> Any:

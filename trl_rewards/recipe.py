@@ -135,7 +135,9 @@ class Recipe:
     def signature(self) -> str:
         """What makes two runs comparable, in one line to paste beside a result."""
         sources = "+".join(
-            f"{source.weight}*{source.name}={Spec.__str__(source)}"
+            f"{source.weight}*"
+            + (f"{source.name}=" if source.name != source.use else "")
+            + Spec.__str__(source)
             + "".join(f"|{shaper}" for shaper in source.shape)
             + (f"|missing:{source.running['on_missing']}" if "on_missing" in source.running else "")
             for source in self.rewards
@@ -196,7 +198,9 @@ def find_recipe(source: str) -> str:
     if source in known:
         return str(known[source])
     hint = did_you_mean(source, known)
-    raise RecipeError([f"no such file, nor a bundled recipe{hint} ({', '.join(known) or 'none found'})"], source=source)
+    raise RecipeError(
+        [f"no such file, nor a bundled recipe{hint} ({', '.join(known) or 'none found'})"], source=source
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -212,7 +216,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} is written twice", key.start_mark
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -223,7 +229,9 @@ class _Dumper(yaml.SafeDumper):
 
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -334,7 +342,9 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     problems: list[str] = []
     trainer = raw.get("trainer", "grpo")
     if not isinstance(trainer, str) or trainer not in TRAINERS:
-        problems.append(f"trainer: unknown trainer {trainer!r}{did_you_mean(str(trainer), TRAINERS)} ({', '.join(TRAINERS)})")
+        problems.append(
+            f"trainer: unknown trainer {trainer!r}{did_you_mean(str(trainer), TRAINERS)} ({', '.join(TRAINERS)})"
+        )
         trainer = str(trainer)
     flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
     if isinstance(resume := flat.get("resume_from_checkpoint"), bool):  # a path for TRL, or a word for us
@@ -490,10 +500,14 @@ def _parse_dataset(entry: Any, problems: list[str]) -> DatasetSpec:
         return DatasetSpec()
     for key in entry:
         if key not in known:
-            problems.append(f"dataset: unknown key {key!r}{did_you_mean(str(key), known)} (it takes {', '.join(known)})")
+            problems.append(
+                f"dataset: unknown key {key!r}{did_you_mean(str(key), known)} (it takes {', '.join(known)})"
+            )
     columns, chat, system = entry.get("columns") or {}, entry.get("chat", False), entry.get("system_prompt")
     if not isinstance(columns, dict) or not all(isinstance(item, str) for pair in columns.items() for item in pair):
-        problems.append(f"dataset.columns: must map names to column names, such as {{answer: solution}}, got {columns!r}")
+        problems.append(
+            f"dataset.columns: must map names to column names, such as {{answer: solution}}, got {columns!r}"
+        )
         columns = {}
     if not isinstance(chat, bool):
         problems.append(f"dataset.chat: must be true or false, got {chat!r}")
@@ -547,7 +561,9 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
             "use trainer: grpo"
         )
     if lacking := sorted(advantage.needs - kind.provides - {"mask"}):
-        problems.append(f"advantage: {use!r} needs {', '.join(lacking)}, which trainer {recipe.trainer!r} does not have")
+        problems.append(
+            f"advantage: {use!r} needs {', '.join(lacking)}, which trainer {recipe.trainer!r} does not have"
+        )
     if recipe.trainer == "rloo" and recipe.trl.get("beta") != 0:
         problems.append(
             "beta: RLOO puts its KL penalty into the advantage, so with `advantage:` it would be lost in silence; "
@@ -594,7 +610,7 @@ def _type_text(annotation: Any) -> str:
 
 
 @functools.cache
-def _trl_classes(trainer: str) -> tuple[type, ...]:
+def _trl_classes(trainer: str) -> tuple[Any, ...]:
     import trl
 
     return (trl.ScriptArguments, getattr(trl, TRAINERS[trainer].config), trl.ModelConfig, trl.DatasetMixtureConfig)
@@ -637,4 +653,3 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-

@@ -465,7 +465,7 @@ def draw(plot: Plot, dark: bool = False) -> bytes:
     from matplotlib.figure import Figure
 
     text, faint, paper = ("#d5d9e0", "#3a404a", "#171a1f") if dark else ("#24292f", "#d8dce2", "#ffffff")
-    settings = {
+    settings: dict[Any, Any] = {
         "font.size": 9,
         "text.color": text,
         "axes.labelcolor": text,
@@ -567,7 +567,8 @@ def _draw_legend(figure: Figure, plot: Plot, text: str) -> None:
     for line in (line for panel in plot.panels for line in panel.lines):
         for label in (line.label, BAND):
             colours.setdefault(label, set()).add(line.colour)
-    for label, handle, words in zip(entries, legend.legend_handles, legend.get_texts(), strict=True):
+    handles: list[Any] = legend.legend_handles
+    for label, handle, words in zip(entries, handles, legend.get_texts(), strict=True):
         words.set_parse_math(False)
         if handle is not None and len(colours[label]) > 1:
             handle.set_color(text)

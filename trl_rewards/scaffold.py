@@ -54,7 +54,7 @@ dependencies = ["trl-rewards"]
 only-include = ["{module}.py"]
 """
 
-_TEST = '''from trl_rewards.testing import check_reward, make_samples
+_TEST = """from trl_rewards.testing import check_reward, make_samples
 
 from {module} import {cls}
 
@@ -66,7 +66,7 @@ def test_keeps_the_contract():
 def test_repeated_words_cost():
     samples = make_samples(completions=["one two", "one one", ""])
     assert {cls}().score(samples) == [1.0, 0.5, None]
-'''
+"""
 
 _README = """# {distribution}
 
@@ -93,7 +93,9 @@ def write_plugin(name: str, folder: Path) -> Path:
     """Write the plugin into a new folder and return it. PluginError if the name or the folder will not do."""
     component = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component) or keyword.iskeyword(component):
-        raise PluginError(f"a plugin's name is lower-case letters, digits, '_' and '-', such as my_reward; got {name!r}")
+        raise PluginError(
+            f"a plugin's name is lower-case letters, digits, '_' and '-', such as my_reward; got {name!r}"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PluginError(f"{folder} exists and is not an empty folder; give another name, or --folder")
     words = {

@@ -167,7 +167,7 @@ def _run_all(
         try:
             scores = run_source(source, grouped if source.reward.scope == "group" else local)
             results[index] = _Result(scores, time.perf_counter() - start)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problems[index] = str(error) if isinstance(error, RewardError) else f"reward {source.name!r}: {error!r}"
 
     with private_randomness(seed + 104729 * local.step):
@@ -271,7 +271,7 @@ def _attempt(source: Source, part: Samples) -> Outcome:
             return checked(source.name, source.reward.score(part), len(part))
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run in silence
             failed = _failed(error)
         if pause is not None:
             time.sleep(pause)
@@ -406,7 +406,7 @@ def _pauses(retries: int) -> Iterator[float | None]:
     yield None
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(error: BaseException) -> Failed:
     return Failed(f"{type(error).__name__}: {error}")
 
 

@@ -50,9 +50,9 @@ def make_samples(
     `chat=True` wraps prompts and completions in messages. Columns are given by name, one value per row. Token ids are
     one per word.
     """
-    texts = list(completions if completions is not None else _COMPLETIONS)
+    texts: list[Text] = list(completions if completions is not None else _COMPLETIONS)
     rows = len(texts)
-    asked = list(prompts) if prompts is not None else [_PROMPTS[row // (group_size or 2) % 3] for row in range(rows)]
+    asked: list[Text] = list(prompts) if prompts is not None else [_PROMPTS[row // (group_size or 2) % 3] for row in range(rows)]
     ids = [[3 + len(word) for word in str(text).split()] for text in texts]
     if chat:
         asked = [text if not isinstance(text, str) else [{"role": "user", "content": text}] for text in asked]
@@ -68,7 +68,9 @@ def make_samples(
     )
 
 
-def make_scores(values: Sequence[Sequence[float | None]], weights: Sequence[float] | None = None, group_size: int = 2) -> Scores:
+def make_scores(
+    values: Sequence[Sequence[float | None]], weights: Sequence[float] | None = None, group_size: int = 2
+) -> Scores:
     """Scores (N, K) from nested lists, None for a hole; sources are called a, b, c …"""
     import torch
 
@@ -99,7 +101,8 @@ def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequ
     Give `samples`, or columns for the six rows that `make_samples` makes.
     """
     group_size = 2 if reward.scope == "group" else None
-    given = [samples] if samples is not None else [make_samples(chat=chat, **columns) for chat in (False, True)]
+    made: dict[str, Any] = columns
+    given = [samples] if samples is not None else [make_samples(chat=chat, **made) for chat in (False, True)]
     for rows in given:
         rows = rows.take(range(len(rows)), group_size)
         missing = rows.missing(reward.reads())
@@ -149,7 +152,10 @@ def _is_real(score: Any) -> bool:
 
 def _same(got: list[Score], wanted: list[Score], complaint: str) -> None:
     for mine, theirs in zip(got, wanted, strict=True):
-        equal = math.isclose(mine, theirs, abs_tol=1e-5) if _is_real(mine) and _is_real(theirs) else mine == theirs
+        if isinstance(mine, int | float) and isinstance(theirs, int | float):
+            equal = math.isclose(mine, theirs, abs_tol=1e-5)
+        else:
+            equal = mine == theirs
         assert equal, f"it {complaint}: {theirs!r} became {mine!r}"
 
 
@@ -179,7 +185,8 @@ def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequ
     import torch
 
     rewards = torch.tensor([0.5, -1.5, math.nan, 2.0, 0.5, 0.25])
-    samples = samples if samples is not None else make_samples(**columns)
+    made: dict[str, Any] = columns
+    samples = samples if samples is not None else make_samples(**made)
     fresh = copy.deepcopy(shaper)
     before = rewards.clone()
     shaped = shaper(rewards, samples)
@@ -211,7 +218,9 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
     def run(rewards: Sequence[float | None], group_size: int) -> Tensor:
         result = advantage(make_batch([None if r is None else r * high for r in rewards], group_size))
         wanted = (len(rewards),) if advantage.level == "sequence" else (len(rewards), 3)
-        assert tuple(result.shape) == wanted, f"got shape {tuple(result.shape)}, wanted {wanted} ({advantage.level} level)"
+        assert tuple(result.shape) == wanted, (
+            f"got shape {tuple(result.shape)}, wanted {wanted} ({advantage.level} level)"
+        )
         assert result.isfinite().all(), f"rewards {rewards} give {result.tolist()}"
         return result.double()
 
@@ -260,8 +269,8 @@ def _check_state(component: Component) -> None:
 def plugin_manager(plugins_by_name: Mapping[str, Any] | None = None) -> Generator[plugins.Registry]:
     """A registry with the installed plugins and yours, in use inside the block.
 
-        with plugin_manager({"mine": my_module}):
-            load_reward("my_reward")
+    with plugin_manager({"mine": my_module}):
+        load_reward("my_reward")
     """
     installed = plugins.load_plugins()
     registry = plugins.new_registry()

@@ -73,7 +73,7 @@ class WorkerPool:
         return results
 
     def _hand_out(self, work: tuple) -> _Worker:
-        """Gives work to an idle worker, or to one that is started for it; an idle one may have been killed meanwhile."""
+        """Give work to an idle worker, which may have been killed meanwhile, or to one that is started for it."""
         while self._idle:
             worker = self._idle.pop()
             try:

@@ -77,24 +77,29 @@ def verifier() -> Callable[[tuple[str | None, str]], float | None]:
     """Built in a worker: (reference, completion) -> 1.0, 0.0, or None if the reference says nothing."""
     import logging
 
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    import math_verify
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
+
+    # math-verify's own time-outs are off (None): this process is killed from outside instead.
+    no_limit: Any = None
+
+    def parse(text: str) -> list:
+        return math_verify.parse(text, configs, parsing_timeout=no_limit)
 
     @functools.lru_cache(maxsize=4096)
     def parsed(reference: str) -> tuple:
         # A bare `\frac{1}{2}` is only seen as LaTeX inside dollar signs.
         answer = final_answer(reference)
-        return tuple(parse(answer, configs, parsing_timeout=None) or parse(f"${answer}$", configs, parsing_timeout=None))
+        return tuple(parse(answer) or parse(f"${answer}$"))
 
     def check(pair: tuple[str | None, str]) -> float | None:
         reference, text = pair
         gold = parsed(reference) if reference else ()
         if not gold:
             return None
-        answer = parse(inner_answer(text), configs, parsing_timeout=None)
-        # math-verify's own time-outs are off (None): this process is killed from outside instead.
-        return float(verify(list(gold), answer, timeout_seconds=None))
+        return float(math_verify.verify(list(gold), parse(inner_answer(text)), timeout_seconds=no_limit))
 
     return check

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards.components import Context, Reward, Score, resolve_path
 from trl_rewards.samples import Samples
@@ -62,11 +62,15 @@ class Model(Reward):
         if self._model is None:
             self.setup(Context())
         assert self._model is not None
-        texts = [self._text(prompt, completion) for prompt, completion in zip(samples.prompts, samples.completions, strict=True)]
+        texts = [
+            self._text(prompt, completion)
+            for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
+        ]
         return list(score_texts(self._model, texts)) if texts else []
 
     def _text(self, prompt, completion) -> str:
         if isinstance(prompt, str):
             return prompt + completion
         assert self._model is not None
-        return self._model.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        tokenizer: Any = self._model.tokenizer
+        return tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)

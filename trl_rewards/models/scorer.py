@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ def load_reward_model(
         raise RewardError(f"no reward model at {path!r}: {str(error).splitlines()[0]}") from error
     if config.num_labels != 1 and "num_labels" in config.to_diff_dict():
         raise RewardError(f"{path!r} has {config.num_labels} outputs; `model` needs a reward model with one")
+    device = device or default_device()
     options: dict[str, Any] = {"num_labels": 1, "dtype": getattr(torch, dtype)}
     if quantization:
         from transformers import BitsAndBytesConfig
@@ -68,6 +70,14 @@ def load_reward_model(
     tokenizer.truncation_side = "left"  # of a text that is too long, the prompt's head goes and the answer stays
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
     return RewardModel(model, tokenizer, batch_size, min(max_length or longest, longest))
+
+
+def default_device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @torch.inference_mode()

@@ -70,7 +70,7 @@ class PipelineMixin(_Trainer):
         if args is not None:
             self._check_arguments(args, pipeline)
         self._context = Context(
-            device=args.device if args is not None else "cpu",
+            device=args.device if args is not None else None,
             seed=args.seed if args is not None else 0,
             base_dir=base_dir,
             log_metric=self._log_metric,
