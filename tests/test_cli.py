@@ -337,9 +337,9 @@ def test_score_does_not_score_again_what_a_file_holds(score, write, tmp_path):
     code += "    log.open('a').write(''.join(completions))\n    return [0.0] * len(completions)\n"
     recipe = f"rewards: ['{write('counts.py', code)}:f']"
     data = [{"prompt": "p", "completion": letter} for letter in "abcd"]
-    score(*data[:3], recipe=recipe)
-    score(*data, recipe=recipe)
-    assert (tmp_path / "counts.log").read_text() == "abc" + "cd"  # the last row of the first file may be incomplete
+    score(*data[:3], recipe=recipe, words=("--batch-size", "1"))
+    score(*data, recipe=recipe, words=("--batch-size", "1"))
+    assert (tmp_path / "counts.log").read_text() == "abc" + "cd"  # the last batch of the first file may be incomplete
 
 
 def test_score_refuses_a_file_of_another_pipeline(score, tmp_path):

@@ -474,7 +474,6 @@ def test_a_model_without_a_trained_head_is_refused(policy_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the number of outputs is not read from the configuration")
 def test_a_model_with_several_outputs_is_refused(reward_model_path, tmp_path):
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 

@@ -560,11 +560,10 @@ def test_a_saved_recipe_loads_to_the_same(words, recipe, tmp_path):
     loaded.save(tmp_path / "run")
     again = Recipe.load(tmp_path / "run" / "recipe.yaml", check_trl=False)
     assert again.signature == loaded.signature == (tmp_path / "run" / "signature.txt").read_text().strip()
-    assert again.raw == loaded.raw
+    assert again.raw == loaded.raw | {"base_dir": loaded.base_dir}
     assert again.trl == loaded.trl
 
 
-@pytest.mark.xfail(strict=True, reason="relative paths are looked for beside the saved recipe")
 def test_a_saved_recipe_still_finds_the_files_that_were_beside_the_first(recipe, write, tmp_path):
     write("mine.py", "def close(completions, **kwargs):\n    return [0.0] * len(completions)\n")
     loaded = recipe("rewards: ['./mine.py:close', {use: function, as: f, with: {path: './mine.py:close'}}]")

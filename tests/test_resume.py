@@ -158,6 +158,33 @@ def test_a_checkpoint_holds_the_state_of_the_last_finished_step(policy_path, tmp
     assert saved["state"]["shape.0"]["count"] == 4
 
 
+SIGTERM = RUN.replace("max_steps=10,\n    save_steps=5,", "max_steps=60, save_strategy='no', enable_jit_checkpoint=True,").replace(
+    "control.should_training_stop = state.global_step >= steps",
+    "print('STEP', state.global_step, flush=True); import time; time.sleep(0.4)",
+)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_on_sigterm_resumes_like_any_other(policy_path, tmp_path):
+    import signal
+
+    assert "enable_jit_checkpoint" in SIGTERM
+    command = [sys.executable, "-c", SIGTERM, policy_path, str(tmp_path), "60", "fresh"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("STEP 2"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=120)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 2 <= step < 60
+    saved = torch.load(checkpoint / "trl_rewards_rank0.pt", weights_only=True)["state"]
+    assert saved["rewards.seen"] == {"seen": 8 * step}
+    assert saved["shape.0"]["count"] == 8 * step
+
+
 @pytest.mark.slow
 def test_evaluation_leaves_no_trace_in_the_state(policy_path, tmp_path):
     pipeline = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")], advantage=load_advantage("group_norm"))

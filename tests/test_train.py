@@ -260,3 +260,14 @@ def test_gsm8k_goes_through_the_whole_path(make_recipe):
     assert log["rewards/accuracy/failed"] == 0
     assert -1 <= log["rewards/length/mean"] <= 0
     assert "frac_reward_zero_std" in log
+
+
+def test_two_names_for_one_column_are_refused(make_recipe, no_model_is_loaded):
+    said = problems_of(make_recipe(dataset={"columns": {"prompt": "question", "answer": "question"}}))
+    assert "two names for one column" in said
+
+
+def test_a_negative_weight_is_refused_where_the_combiner_has_no_use_for_it(make_recipe, no_model_is_loaded):
+    path = make_recipe(combine="min", rewards=["bleuberi", {"use": "exact_match", "weight": -1}])
+    said = problems_of(path)
+    assert "combine: 'min' knows no negative weight (got -1)" in said

@@ -18,7 +18,7 @@ from trl_rewards.errors import RewardError
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -190,6 +190,9 @@ class RewardBatch(NamedTuple):
 
 class Combiner(Component):
     """Makes one number of many: (N, K) scores -> (N,). A row without any score stays NaN."""
+
+    def check_weights(self, weights: Sequence[float]) -> None:
+        """ValueError if it can make nothing of these weights (K), the lowest of each schedule. Before a model loads."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, scores, samples)")

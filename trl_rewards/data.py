@@ -97,6 +97,8 @@ def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> 
         for new, old in spec.columns.items()
         if old not in names
     ]
+    if len(set(spec.columns.values())) < len(spec.columns):
+        problems.append(f"dataset.columns: two names for one column of the dataset: {spec.columns}")
     if problems:
         raise RecipeError(problems, source)
     taken = [

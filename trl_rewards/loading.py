@@ -67,7 +67,7 @@ def build(kind: str, use: str, options: dict[str, Any], base_dir: str = ".") -> 
     if problems:
         return None, problems
     try:
-        component: Any = cls(**arguments)
+        component = typing.cast(Any, cls)(**arguments)
         if isinstance(component, FunctionReward):
             component.resolve(base_dir)
     except (ValueError, TypeError, PluginError) as error:

@@ -47,4 +47,5 @@ def centered(rewards: Tensor, group_size: int) -> Tensor:
 
 def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tensor:
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
-    return centered(rewards, group_size) / (group_std(rewards, group_size, ddof) + eps)
+    scale = group_std(rewards, group_size, ddof) + eps
+    return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)

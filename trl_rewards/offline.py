@@ -23,6 +23,7 @@ def score_file(
     """Score every row of a dataset and write JSON lines; rows that `out` holds already are kept. Returns a summary.
 
     A row whose completion column is a list holds the completions of one group: it gives one line per completion.
+    What looks beyond a group sees batches of `batch_size` rows; running statistics begin anew when a file is resumed.
     """
     recipe = Recipe.load(config, overrides, check_trl=False)
     splits = load_splits(data)
@@ -43,7 +44,7 @@ def score_file(
     pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
     tokenizer = _tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = _rows_done(out, recipe.signature)
+    done = _rows_done(out, recipe.signature, batch_size)
     try:
         with out.open("a", encoding="utf-8") as stream:
             if not done and stream.tell() == 0:
@@ -116,8 +117,8 @@ def _or_none(value: float) -> float | None:
     return None if value != value else value
 
 
-def _rows_done(out: Path, signature: str) -> int:
-    """Rows that a file holds. A last line that was cut short is dropped. RecipeError if it is of another recipe."""
+def _rows_done(out: Path, signature: str, batch_size: int) -> int:
+    """Rows that a file holds in whole batches; the rest is dropped from it. RecipeError if it is of another recipe."""
     if not out.exists():
         return 0
     text = out.read_text(encoding="utf-8", errors="replace")
@@ -138,11 +139,11 @@ def _rows_done(out: Path, signature: str) -> int:
             str(out),
         )
     rows = [json.loads(line)["row"] for line in kept[1:]]
-    last = max(rows, default=-1)
-    # The last row may lack some of its completions: score it again.
-    kept = kept[:1] + [line for line, row in zip(kept[1:], rows, strict=True) if row < last]
+    # Whole batches only: the last row may lack some of its completions, and a combiner may look at the whole batch.
+    done = max(rows, default=0) // batch_size * batch_size
+    kept = kept[:1] + [line for line, row in zip(kept[1:], rows, strict=True) if row < done]
     out.write_text("".join(kept), encoding="utf-8")
-    return max(last, 0)
+    return done
 
 
 def summary(out: Path) -> str:

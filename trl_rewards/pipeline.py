@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,7 @@ class Pipeline:
         if len(set(names)) != len(names):
             raise ValueError(f"sources must have different names, got {', '.join(names)}; name them with `as:`")
         self.combine = combine or load_combiner("weighted_sum")
+        self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
         self.signature = signature
@@ -91,19 +93,24 @@ class Pipeline:
                     weight=spec.weight,
                     shape=[make("shaper", shaper) for shaper in spec.shape],
                     cache=DEFAULT_CACHE if cache is True else resolve_path(cache, recipe.base_dir) if cache else None,
-                    signature=f"{Spec.__str__(spec)} {versions}",
+                    signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, recipe.base_dir)}",
                     use=(spec.use, spec.options, recipe.base_dir),
                     **running,
                 )
             )
-        return cls(
-            sources,
-            combine=make("combiner", recipe.combine),
-            shape=[make("shaper", spec) for spec in recipe.shape],
-            advantage=make("advantage", recipe.advantage) if recipe.advantage else None,
-            signature=recipe.signature,
-            seed=int(recipe.trl.get("seed", 42)),
-        )
+        try:
+            return cls(
+                sources,
+                combine=make("combiner", recipe.combine),
+                shape=[make("shaper", spec) for spec in recipe.shape],
+                advantage=make("advantage", recipe.advantage) if recipe.advantage else None,
+                signature=recipe.signature,
+                seed=int(recipe.trl.get("seed", 42)),
+            )
+        except ValueError as error:
+            if isinstance(error, RecipeError):
+                raise
+            raise RecipeError([str(error)], recipe.source) from error
 
     @property
     def names(self) -> list[str]:
@@ -255,6 +262,19 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
+
+
+def _local_files(spec: Spec, base_dir: str) -> list[tuple[str, float]]:
+    """Local files and folders that a source is made of, with their times: edited, they give other scores."""
+    named = [spec.use.rpartition(":")[0], *(value for value in spec.options.values() if isinstance(value, str))]
+    found = [resolve_path(name.rpartition(":")[0] if ".py:" in name else name, base_dir) for name in named if name]
+    return [
+        (path, max(os.stat(file).st_mtime for file in (path, *_entries(path)))) for path in found if os.path.exists(path)
+    ]
+
+
+def _entries(path: str) -> list[str]:
+    return [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
 
 
 def _blamed(path: str, component: Any, *arguments: Any) -> torch.Tensor:

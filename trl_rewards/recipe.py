@@ -1,6 +1,6 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage` and `dataset`; any other is a field of TRL's
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `dataset` and `base_dir`; any other is a field of TRL's
 `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo`
 config is a recipe: its `reward_funcs` become sources.
 """
@@ -27,7 +27,7 @@ from trl_rewards.plugins import load_plugins
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
-OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "dataset")
+OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "dataset", "base_dir")
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
 
 
@@ -167,7 +167,8 @@ class Recipe:
     def save(self, folder: str | os.PathLike) -> None:
         """Write `recipe.yaml` (overrides applied) and `signature.txt` into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = yaml.dump(self.raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        whole = {"base_dir": os.path.abspath(self.base_dir)} | self.raw  # its relative paths must still be found
+        text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         Path(folder, "recipe.yaml").write_text(f"# from {self.source}\n# {self.signature}\n{text}")
         Path(folder, "signature.txt").write_text(self.signature + "\n")
 
@@ -365,7 +366,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         seen.add(parsed.name)
     recipe = Recipe(
         source=source,
-        base_dir=base_dir,
+        base_dir=str(raw.get("base_dir", base_dir)),
         trainer=trainer,
         rewards=rewards,
         combine=_parse_spec(raw.get("combine", "weighted_sum"), "combine", problems) or Spec("weighted_sum"),

@@ -6,6 +6,7 @@ recipe, schedules applied. Sources of weight 0 are watched, not combined.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trl_rewards.components import Combiner, Scores
@@ -63,27 +64,39 @@ class NormalizeThenSum(Combiner):
         return ((total - total.nanmean()) / (std(total) + self.eps)).to(scores.values.dtype)
 
 
+class _Unweighted(Combiner):
+    """Weights only say which sources count: 0 is watched, anything above 0 counts."""
+
+    def check_weights(self, weights: Sequence[float]) -> None:
+        if min(weights) < 0:
+            name = type(self).__name__.lower()
+            raise ValueError(
+                f"combine: {name!r} knows no negative weight (got {min(weights):g}); turn that source with "
+                "`shape: [{use: scale, with: {factor: -1.0}}]`, or use weighted_sum"
+            )
+
+
 def _in_use(scores: Scores) -> Tensor:
     """The columns with a weight other than 0, (N, K') ; all of them if every weight is 0."""
     used = scores.weights != 0
     return scores.values[:, used] if used.any() else scores.values
 
 
-class Mean(Combiner):
+class Mean(_Unweighted):
     """Unweighted mean of the sources, ignoring holes. Weights only say which sources count (0: watched)."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         return _in_use(scores).nanmean(dim=1)
 
 
-class Median(Combiner):
+class Median(_Unweighted):
     """Median of the sources, ignoring holes; the mean of the middle two where an even number is there."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         return _in_use(scores).nanquantile(0.5, dim=1)
 
 
-class Min(Combiner):
+class Min(_Unweighted):
     """The lowest source, ignoring holes: every source must be satisfied."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
@@ -92,7 +105,7 @@ class Min(Combiner):
         return values.masked_fill(holes, float("inf")).amin(dim=1).masked_fill(holes.all(dim=1), float("nan"))
 
 
-class Product(Combiner):
+class Product(_Unweighted):
     """Product of the sources, ignoring holes: for scores in [0, 1], a soft AND. Weights say which sources count."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards.components import Context, Reward, Score, resolve_path
-from trl_rewards.samples import Samples
+from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
     from trl_rewards.models.scorer import RewardModel
@@ -66,7 +66,8 @@ class Model(Reward):
             self._text(prompt, completion)
             for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
         ]
-        return list(score_texts(self._model, texts)) if texts else []
+        scores = score_texts(self._model, texts) if texts else []
+        return [Failed("the text has no tokens") if score is None else score for score in scores]
 
     def _text(self, prompt, completion) -> str:
         if isinstance(prompt, str):

@@ -47,8 +47,9 @@ class RegexFormat(Reward):
     between the blocks is allowed, and `.` matches a newline.
     """
 
-    pattern: str = r"<think>.*?</think>\s*<answer>.*?</answer>"
-    """Python regular expression, matched against the stripped completion from its first to its last character."""
+    pattern: str = r"<think>((?!</?think>|</?answer>).)*</think>\s*<answer>((?!</?think>|</?answer>).)*</answer>"
+    """Python regular expression, matched against the stripped completion from its first to its last character. By
+    default no tag may occur twice, so that a policy cannot give two answers."""
     prefix: str = ""
     """Put before the completion first: `"<think>"` for chat templates that begin the reply with it."""
 
@@ -75,7 +76,7 @@ class ExactMatch(Reward):
     take: Literal["all", "last_word", "last_number"] = "all"
     """Which part of the answer is compared."""
 
-    _NUMBER: ClassVar[re.Pattern] = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+    _NUMBER: ClassVar[re.Pattern] = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
     def reads(self) -> tuple[str, ...]:
         return (self.answer,)
@@ -91,8 +92,8 @@ class ExactMatch(Reward):
         if self.take == "last_word":
             answer = (answer.split() or [""])[-1]
         elif self.take == "last_number":
-            answer = (self._NUMBER.findall(answer) or [""])[-1]
-            return answer.replace(",", "") == wanted.strip().replace(",", "")
+            said, meant = (self._NUMBER.findall(text) for text in (answer, wanted))
+            return bool(said and meant) and float(said[-1].replace(",", "")) == float(meant[-1].replace(",", ""))
         return _plain(answer) == _plain(wanted)
 
 

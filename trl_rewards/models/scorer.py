@@ -39,7 +39,8 @@ def load_reward_model(
         tokenizer: Any = AutoTokenizer.from_pretrained(path, **shared)
     except (OSError, ValueError) as error:
         raise RewardError(f"no reward model at {path!r}: {str(error).splitlines()[0]}") from error
-    if config.num_labels != 1 and "num_labels" in config.to_diff_dict():
+    # A config that says nothing of labels reports two; one with several names them.
+    if config.num_labels != 1 and "id2label" in config.to_diff_dict():
         raise RewardError(f"{path!r} has {config.num_labels} outputs; `model` needs a reward model with one")
     device = device or default_device()
     options: dict[str, Any] = {"num_labels": 1, "dtype": getattr(torch, dtype)}
@@ -53,9 +54,12 @@ def load_reward_model(
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
         options["device_map"] = {"": device}
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, **shared, **options, output_loading_info=True
-    )
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, **shared, **options, output_loading_info=True
+        )
+    except RuntimeError as error:  # a head of another size
+        raise RewardError(f"{path!r} is not a reward model with one output: {error}") from error
     if fresh := sorted(info["missing_keys"]):
         raise RewardError(
             f"{path!r} is not a reward model: its checkpoint has no weights for {', '.join(fresh)}, "
@@ -81,14 +85,17 @@ def default_device() -> torch.device:
 
 
 @torch.inference_mode()
-def score_texts(reward_model: RewardModel, texts: list[str]) -> list[float]:
-    """One float32 score per text, in order. Batches hold texts of similar length, whatever order they came in."""
+def score_texts(reward_model: RewardModel, texts: list[str]) -> list[float | None]:
+    """One float32 score per text, in order; None for a text without tokens.
+
+    Batches hold texts of similar length, whatever order they came in.
+    """
     tokenizer, model = reward_model.tokenizer, reward_model.model
     encoded = tokenizer(
         texts, add_special_tokens=False, truncation=True, max_length=reward_model.max_length, padding=False
     )["input_ids"]
-    order = sorted(range(len(texts)), key=lambda row: (len(encoded[row]), row))
-    scores = [0.0] * len(texts)
+    order = sorted((row for row in range(len(texts)) if encoded[row]), key=lambda row: (len(encoded[row]), row))
+    scores: list[float | None] = [None] * len(texts)
     for start in range(0, len(order), reward_model.batch_size):
         rows = order[start : start + reward_model.batch_size]
         batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
