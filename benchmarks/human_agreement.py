@@ -3,8 +3,8 @@
     python benchmarks/human_agreement.py --data FOLDER [--config RECIPE]
 
 FOLDER holds `testset-v1.jsonl` (https://github.com/WeOpenML/PandaLM, Apache-2.0) and `references.jsonl` with
-`{instruction, references: {model: text}}`. Pairs whose majority of people sees a tie, or that have no majority, are left
-out; where the reward ties, half a point is given. The interval is Wilson's at 95 %.
+`{instruction, references: {model: text}}`. Pairs whose majority of people sees a tie, or that have no majority, are
+left out; where the reward ties, half a point is given. The interval is Wilson's at 95 %.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def agreement(folder: Path, config: str, references: int | None) -> str:
         points.append(0.5 if first == second else float((first > second) == (majority == 1)))
     share = sum(points) / len(points)
     low, high = wilson(share, len(points))
-    return f"{share:.1%} of {len(points)} pairs (95 % interval {low:.1%} to {high:.1%}; {ties} ties, {holes} without a score)"
+    interval = f"95 % interval {low:.1%} to {high:.1%}"
+    return f"{share:.1%} of {len(points)} pairs ({interval}; {ties} ties, {holes} without a score)"
 
 
 def main() -> None:
@@ -80,7 +81,8 @@ def main() -> None:
         default.write(CONFIG)
         default.flush()
         for references in (1, 2, 3, 4, 5):
-            print(f"{references} references: {agreement(arguments.data, arguments.config or default.name, references)}")
+            found = agreement(arguments.data, arguments.config or default.name, references)
+            print(f"{references} references: {found}")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,7 @@ def cold_start(command: list[str], repeats: int = 5) -> float:
 
 def main() -> None:
     theirs, mine, ratio = trainer_ratio()
-    print(
-        f"GRPO step, 32 completions of 32 tokens, bundled policy: stock {theirs:.4f} s, ours {mine:.4f} s"
-    )
+    print(f"GRPO step, 32 completions of 32 tokens, bundled policy: stock {theirs:.4f} s, ours {mine:.4f} s")
     print(f"  ratio, median of 4 rounds in turn: {ratio:.4f}")
     print(f"pipeline, 1,000 rows, 4 sources, whiten, group_norm: {pipeline_milliseconds():.1f} ms")
     scripts = sys.executable.rpartition("/")[0]

@@ -54,9 +54,10 @@ def main() -> None:
         values = [found[name] for found in runs]
         return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
+    wall = statistics.fmean(found["seconds"] for found in runs)
     line = (
         f"held-out exact answers {span('exact_before')} -> {span('exact_after')}, reward {span('reward_before')} -> "
-        f"{span('reward_after')}; {seeds} seeds, {statistics.fmean(r['seconds'] for r in runs):.0f} s a run on two CPU cores"
+        f"{span('reward_after')}; {seeds} seeds, {wall:.0f} s a run on two CPU cores"
     )
     file = ROOT / "recipes" / "results.json"
     results = json.loads(file.read_text()) if file.is_file() else {}

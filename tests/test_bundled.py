@@ -37,7 +37,7 @@ def test_every_reference_is_a_right_answer_to_its_prompt():
     exact = load_reward("exact_match", take="last_word")
     for index in range(5):
         completions = [f"<think>x</think><answer>{row['references'][index]}</answer>" for row in rows]
-        samples = Samples([row["prompt"] for row in rows], completions, columns={"answer": [r["answer"] for r in rows]})
+        samples = Samples(rows["prompt"][:], completions, columns={"answer": rows["answer"][:]})
         assert exact.score(samples) == [1.0] * len(rows)
 
 
@@ -51,7 +51,12 @@ def test_the_policy_answers_in_its_format():
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     rows = bundled.load_data("tiny")["test"].select(range(32))
     inputs = tokenizer.apply_chat_template(
-        rows["prompt"][:], add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+        rows["prompt"][:],
+        add_generation_prompt=True,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        return_dict=True,
     )
     output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -66,7 +71,8 @@ def test_the_quickstart_learns(tmp_path):
     import sys
 
     root = Path(__file__).parent.parent
-    command = [sys.executable, "recipes/train.py", "--config", "recipes/quickstart.yaml", "--output_dir", str(tmp_path)]
+    command = [sys.executable, "recipes/train.py", "--config", "recipes/quickstart.yaml"]
+    command += ["--output_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     logs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -158,7 +158,8 @@ def test_a_checkpoint_holds_the_state_of_the_last_finished_step(policy_path, tmp
     assert saved["state"]["shape.0"]["count"] == 4
 
 
-SIGTERM = RUN.replace("max_steps=10,\n    save_steps=5,", "max_steps=60, save_strategy='no', enable_jit_checkpoint=True,").replace(
+JIT = "max_steps=60, save_strategy='no', enable_jit_checkpoint=True,"
+SIGTERM = RUN.replace("max_steps=10,\n    save_steps=5,", JIT).replace(
     "control.should_training_stop = state.global_step >= steps",
     "print('STEP', state.global_step, flush=True); import time; time.sleep(0.4)",
 )

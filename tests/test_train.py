@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from trl_rewards import RecipeError, RewardError
-from trl_rewards.train import build_trainer, main, train
 from trl_rewards.recipe import Recipe
+from trl_rewards.train import build_trainer, main, train
 
-ROWS = [{"question": f"the cat ran {n} times", "answer": str(n), "references": [f"it ran {n} times"]} for n in range(16)]
+ROWS = [
+    {"question": f"the cat ran {n} times", "answer": str(n), "references": [f"it ran {n} times"]} for n in range(16)
+]
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def problems_of(path: str) -> str:
 
 
 def test_a_missing_column_is_named_with_the_columns_there_are(make_recipe, no_model_is_loaded):
-    path = make_recipe(rewards=[{"use": "bleuberi", "with": {"references": "refs"}}, {"use": "exact_match", "as": "e"}])
-    said = problems_of(path)
+    bleuberi = {"use": "bleuberi", "with": {"references": "refs"}}
+    said = problems_of(make_recipe(rewards=[bleuberi, {"use": "exact_match", "as": "e"}]))
     assert "rewards.bleuberi needs dataset column 'refs'; the dataset has prompt, answer, references" in said
     assert "rewards.e" not in said
 
@@ -164,7 +166,8 @@ def test_chat_prompts_and_a_system_prompt_reach_policy_and_rewards(make_recipe, 
 def test_a_local_function_beside_the_recipe_sees_what_trl_gives(make_recipe, write):
     write(
         "my_reward.py",
-        "def close_enough(prompts, completions, completion_ids, answer, trainer_state, log_metric, log_extra, **kwargs):\n"
+        "def close_enough(prompts, completions, completion_ids, answer, trainer_state, log_metric, log_extra,\n"
+        "                 **kwargs):\n"
         "    assert kwargs['tolerance'] == 2\n"
         "    assert trainer_state.max_steps == 2\n"
         "    assert len(completion_ids) == len(answer) == len(prompts)\n"
@@ -216,7 +219,8 @@ def test_resume_true_goes_on_from_the_newest_checkpoint(make_recipe):
 @pytest.mark.slow
 def test_lora_on_a_4_bit_policy_trains_with_evaluation(make_recipe):
     keys = {"load_in_4bit": True, "use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
-    trainer = train(make_recipe(rewards=["bleuberi", {"use": "length", "with": {"soft_limit": 2, "hard_limit": 6}}], **keys))
+    length = {"use": "length", "with": {"soft_limit": 2, "hard_limit": 6}}
+    trainer = train(make_recipe(rewards=["bleuberi", length], **keys))
     assert trainer.state.global_step == 2
 
 

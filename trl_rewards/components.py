@@ -192,7 +192,7 @@ class Combiner(Component):
     """Makes one number of many: (N, K) scores -> (N,). A row without any score stays NaN."""
 
     def check_weights(self, weights: Sequence[float]) -> None:
-        """ValueError if it can make nothing of these weights (K), the lowest of each schedule. Before a model loads."""
+        """ValueError if it can make nothing of these weights (K), the lowest of each schedule. Called early."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, scores, samples)")

@@ -21,7 +21,8 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
     """All splits of a recipe's dataset (a DatasetDict, or an iterable one), columns mapped.
 
-    RecipeError if it is not there or has no rows. `script` and `mixture` are TRL's ScriptArguments and DatasetMixtureConfig.
+    RecipeError if it is not there or has no rows. `script` and `mixture` are TRL's ScriptArguments and
+    DatasetMixtureConfig.
     """
     if mixture is not None and mixture.datasets:
         from trl import get_dataset
@@ -92,8 +93,9 @@ def _builder(path: Path) -> str:
 def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> Dataset:
     """Rename columns as `dataset.columns` says, and make chat prompts where the recipe asks for them."""
     names = list(dataset.column_names or [])
+    there = ", ".join(names)
     problems = [
-        f"dataset.columns.{new}: the dataset has no column {old!r}{did_you_mean(old, names)} (it has {', '.join(names)})"
+        f"dataset.columns.{new}: the dataset has no column {old!r}{did_you_mean(old, names)} (it has {there})"
         for new, old in spec.columns.items()
         if old not in names
     ]
@@ -108,9 +110,7 @@ def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> 
     dataset = dataset.rename_columns({old: new for new, old in spec.columns.items() if new != old})
     if "prompt" not in (dataset.column_names or ["prompt"]):
         raise RecipeError(
-            [
-                f"the dataset has no column 'prompt' but {', '.join(names)}; map one: dataset: {{columns: {{prompt: …}}}}"
-            ],
+            [f"the dataset has no column 'prompt' but {there}; map one: dataset: {{columns: {{prompt: …}}}}"],
             source,
         )
     if spec.chat or spec.system_prompt:

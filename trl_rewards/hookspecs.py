@@ -58,4 +58,4 @@ def trainer_ready(trainer: Any, recipe: Recipe) -> None:
 
 @hookspec
 def batch_scored(batch: Any, step: int) -> None:
-    """A training batch has its rewards, on every rank, before advantages. `batch` is a RewardBatch, to be read only."""
+    """A training batch has its rewards, on every rank, before advantages. `batch`: a RewardBatch, to be read only."""

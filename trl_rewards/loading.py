@@ -175,7 +175,7 @@ class FunctionReward(Reward):
         self.context = context
 
     def is_async(self) -> bool:
-        call = getattr(self.function, "__call__", None)  # noqa: B004: an object whose __call__ is a coroutine
+        call = type(self.function).__call__  # an object may be async by its __call__
         return inspect.iscoroutinefunction(inspect.unwrap(self.function)) or inspect.iscoroutinefunction(call)
 
     def score(self, samples: Samples) -> list[Score]:

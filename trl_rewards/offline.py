@@ -171,7 +171,7 @@ def summary(out: Path) -> str:
 
 
 def _tokenizer(recipe: Recipe) -> Any:
-    """The policy's tokenizer, so that lengths are in its tokens; None if the recipe names no policy or it isn't there."""
+    """The policy's tokenizer, so that lengths are in its tokens; None if there is no policy."""
     name = recipe.trl.get("model_name_or_path")
     if not name:
         return None

@@ -67,7 +67,7 @@ class Pipeline:
         self.signature = signature
         self.seed = seed
         self.metrics: dict[str, float] = {}
-        """Of the last batch: per source the share of holes and failures, seconds and weight. The same on every rank."""
+        """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -268,9 +268,8 @@ def _local_files(spec: Spec, base_dir: str) -> list[tuple[str, float]]:
     """Local files and folders that a source is made of, with their times: edited, they give other scores."""
     named = [spec.use.rpartition(":")[0], *(value for value in spec.options.values() if isinstance(value, str))]
     found = [resolve_path(name.rpartition(":")[0] if ".py:" in name else name, base_dir) for name in named if name]
-    return [
-        (path, max(os.stat(file).st_mtime for file in (path, *_entries(path)))) for path in found if os.path.exists(path)
-    ]
+    there = [path for path in found if os.path.exists(path)]
+    return [(path, max(os.stat(file).st_mtime for file in (path, *_entries(path)))) for path in there]
 
 
 def _entries(path: str) -> list[str]:

@@ -262,7 +262,8 @@ def _load_file(path: str, base_dir: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, resolved)
-    assert spec is not None and spec.loader is not None  # always so for a path that ends in .py
+    assert spec is not None  # always so for a path that ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

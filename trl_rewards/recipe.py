@@ -1,8 +1,8 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `dataset` and `base_dir`; any other is a field of TRL's
-`<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo`
-config is a recipe: its `reward_funcs` become sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `dataset` and `base_dir`; any other is a field of
+TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A
+`trl grpo` config is a recipe: its `reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -328,11 +328,7 @@ def _index(entries: list, key: str) -> int | None:
 
 def _source_name(entry: Any) -> str:
     """The display name of an entry under `rewards:`: `as`, or the last part of `use`."""
-    if isinstance(entry, dict):
-        named = entry.get("as") or entry.get("use")
-    else:
-        named = entry
-    named = str(named)
+    named = str((entry.get("as") or entry.get("use")) if isinstance(entry, dict) else entry)
     return named.rpartition(":")[2] if ":" in named else named.rpartition("/")[2]
 
 
@@ -394,7 +390,7 @@ _TRL_REWARDS = {  # trl/scripts/grpo.py: the names that `reward_funcs` knows
 
 
 def _sources_of_trl_keys(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """What a `trl grpo` config says about rewards, as {path: entry under `rewards:`}; the keys are taken out of `flat`."""
+    """What a `trl grpo` config says about rewards, as {path: entry under `rewards:`}; taken out of `flat`."""
     entries: dict[str, Any] = {}
     if model := flat.pop("reward_model_name_or_path", None):
         entries["reward_model_name_or_path"] = {"use": "model", "with": {"path": model}}

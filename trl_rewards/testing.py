@@ -52,7 +52,8 @@ def make_samples(
     """
     texts: list[Text] = list(completions if completions is not None else _COMPLETIONS)
     rows = len(texts)
-    asked: list[Text] = list(prompts) if prompts is not None else [_PROMPTS[row // (group_size or 2) % 3] for row in range(rows)]
+    cycle = [_PROMPTS[row // (group_size or 2) % 3] for row in range(rows)]
+    asked: list[Text] = list(prompts if prompts is not None else cycle)
     ids = [[3 + len(word) for word in str(text).split()] for text in texts]
     if chat:
         asked = [text if not isinstance(text, str) else [{"role": "user", "content": text}] for text in asked]

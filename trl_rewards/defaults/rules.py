@@ -10,9 +10,9 @@ from trl_rewards.samples import Samples
 
 
 def soft_overlong_punishment(length: int, soft_limit: int, hard_limit: int) -> float:
-    """DAPO eq. 13, https://huggingface.co/papers/2503.14476: 0 up to soft_limit tokens, then linear to -1 at hard_limit.
+    """0 up to soft_limit tokens, then linear to -1 at hard_limit.
 
-    With the paper's L_max = hard_limit and L_cache = hard_limit - soft_limit.
+    DAPO eq. 13, https://huggingface.co/papers/2503.14476, with the paper's L_max = hard_limit and L_cache = hard_limit - soft_limit.
     """
     if length <= soft_limit:
         return 0.0

@@ -35,7 +35,7 @@ class Clip(Shaper):
 
 
 class Scale(Shaper):
-    """factor · r + offset. Under a group z-score (TRL's default) it changes nothing if it is all that shapes a total."""
+    """factor · r + offset. On the total, a group z-score (TRL's default) undoes it, but for the factor's sign."""
 
     factor: float = 1.0
     offset: float = 0.0
