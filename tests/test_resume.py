@@ -131,10 +131,20 @@ def test_a_broken_reward_saves_what_was_trained_before_it_stops_the_run(policy_p
     saved = tmp_path / "checkpoint-3"
     assert (saved / "model.safetensors").is_file()
     assert (saved / "trl_rewards_rank0.pt").is_file()
+    assert trainer.pipeline.sources[0].reward.seen == 4
     # and it goes on from there
     again = make_trainer(policy_path, tmp_path, Pipeline([BreaksAt(batches=100)]), save_strategy="no")
     again.train(resume_from_checkpoint=str(saved))
     assert again.state.global_step == 6
+
+
+@pytest.mark.slow
+def test_a_reward_that_breaks_in_evaluation_saves_what_was_trained_too(policy_path, tmp_path):
+    options = {"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
+    trainer = make_trainer(policy_path, tmp_path, Pipeline([BreaksAt(batches=2)]), **options)
+    with pytest.raises(RewardError, match="returned 3 scores for 4 completions"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from trl_rewards.samples import Samples
 def soft_overlong_punishment(length: int, soft_limit: int, hard_limit: int) -> float:
     """0 up to soft_limit tokens, then linear to -1 at hard_limit.
 
-    DAPO eq. 13, https://huggingface.co/papers/2503.14476, with the paper's L_max = hard_limit and L_cache = hard_limit - soft_limit.
+    DAPO eq. 13, https://huggingface.co/papers/2503.14476: L_max is hard_limit, L_cache is hard_limit - soft_limit.
     """
     if length <= soft_limit:
         return 0.0

@@ -131,7 +131,7 @@ class PipelineMixin(_Trainer):
             with nullcontext() if training else self.pipeline.frozen():
                 batch = self.pipeline.score(samples, group_size, world, self.accelerator.device)
         except RewardError:
-            self._save_what_was_trained(training)
+            self._save_what_was_trained()
             raise
         self.last_batch = batch
         mode = "train" if training else "eval"
@@ -160,7 +160,7 @@ class PipelineMixin(_Trainer):
         try:
             advantages = self.pipeline.advantages(batch)
         except RewardError:
-            self._save_what_was_trained(self.model.training)
+            self._save_what_was_trained()
             raise
         assert advantages is not None
         local = len(output["advantages"])
@@ -185,9 +185,9 @@ class PipelineMixin(_Trainer):
         padded = self.accelerator.pad_across_processes(mask, dim=1, pad_index=0)
         return self.accelerator.gather(padded)
 
-    def _save_what_was_trained(self, training: bool) -> None:
-        """A reward stops the run on all ranks together: keep the finished steps first."""
-        if not training or self.state.global_step == 0 or self.args.save_strategy == "no":
+    def _save_what_was_trained(self) -> None:
+        """A reward stops the run on all ranks together: keep the finished steps first, whatever `save_strategy` is."""
+        if not self.is_in_train or self.state.global_step == 0:
             return
         folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if not os.path.isdir(folder):
