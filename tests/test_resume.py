@@ -198,13 +198,29 @@ def test_a_checkpoint_on_sigterm_resumes_like_any_other(policy_path, tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_leaves_no_trace_in_the_state(policy_path, tmp_path):
-    pipeline = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")], advantage=load_advantage("group_norm"))
+    class Counts(trl_rewards.Advantage):
+        def __post_init__(self):
+            self.rows: dict = {}  # filled when first used
+
+        def __call__(self, batch):
+            self.rows["seen"] = self.rows.get("seen", 0) + len(batch.rewards)
+            return torch.zeros(len(batch.rewards))
+
+        def state_dict(self):
+            return dict(self.rows)
+
+        def load_state_dict(self, state):
+            self.rows = dict(state)
+
+    pipeline = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")], advantage=Counts())
     options = {"save_strategy": "no", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    options["eval_on_start"] = True
     trainer = make_trainer(policy_path, tmp_path, pipeline, per_device_eval_batch_size=4, **options)
     trainer.train()
     assert pipeline.state_dict()["shape.0"]["count"] == 8
+    assert pipeline.state_dict()["advantage"] == {"seen": 8}
     evaluations = [log for log in trainer.state.log_history if "eval_reward" in log]
-    assert len(evaluations) == 2
+    assert len(evaluations) == 3
     assert "eval_rewards/breaksat/mean" in evaluations[0]
 
 

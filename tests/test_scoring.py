@@ -16,7 +16,7 @@ import torch
 from trl_rewards import Failed, Pipeline, Reward, RewardError
 from trl_rewards.components import Status
 from trl_rewards.schedules import Schedule
-from trl_rewards.scoring import ScoreCache, Source, resolve_holes, run_source
+from trl_rewards.scoring import ScoreCache, Source, drop_rows, fill_holes, run_source
 from trl_rewards.testing import make_samples
 
 NAN = float("nan")
@@ -81,8 +81,8 @@ def test_a_failed_judge_call_is_a_zero_in_stock_trl_and_not_here():
 
     # The mean of the group's other judgements, 0.8: the unjudged answer is neither better nor worse than they are.
     assert advantages("group_mean") == pytest.approx([0.0, -1.22, 1.22, 0.0], abs=0.01)
-    # Weights over what is there: its total is 2 · 1.0, beside 1.8, 1.7 and 1.9.
-    assert advantages("renormalize") == pytest.approx([-0.39, -1.16, 0.39, 1.16], abs=0.01)
+    # Weights over what is there: it is as right as the others, so it stands where they do on average.
+    assert advantages("renormalize") == pytest.approx([0.0, -1.22, 1.22, 0.0], abs=0.01)
     # Out of the baseline, without advantage of its own.
     assert advantages("drop_row") == pytest.approx([0.0, -1.0, 1.0, 0.0], abs=0.01)
     assert advantages("drop_group") == [0.0] * 4
@@ -90,14 +90,33 @@ def test_a_failed_judge_call_is_a_zero_in_stock_trl_and_not_here():
         advantages("fail")
 
 
-def test_renormalize_scales_to_the_weights_that_are_there():
-    a, b = source(Fixed(scores=[1.0, None]), "a", weight=3.0), source(Fixed(scores=[2.0, 2.0]), "b", weight=1.0)
-    assert score(a, b, rows=2, group_size=2).rewards.tolist() == [5.0, 8.0]  # 3+2, and 2·1 · (4/1)
+def test_renormalize_scales_distances_from_the_group_to_the_weights_that_are_there():
+    a = source(Fixed(scores=[1.0, 3.0, None]), "a", weight=3.0)
+    b = source(Fixed(scores=[2.0, 2.0, 5.0]), "b", weight=1.0)
+    # Means 2 and 3; the last row is 2 above b's mean, which alone speaks for all 4 of the weights: 3·2 + 1·3 + 4/1 · 2.
+    assert score(a, b, rows=3, group_size=3).rewards.tolist() == pytest.approx([5.0, 11.0, 17.0])
 
 
-def test_a_penalty_with_a_negative_weight_renormalises_by_size():
-    a, b = source(Fixed(scores=[1.0, 1.0]), "a"), source(Fixed(scores=[0.5, None]), "b", weight=-1.0)
-    assert score(a, b, rows=2, group_size=2).rewards.tolist() == [0.5, 2.0]
+@pytest.mark.parametrize(("penalty", "weight"), [(0.2, -0.5), (-0.2, 0.5)])
+def test_failing_on_a_penalty_is_no_bonus(penalty, weight):
+    a = source(Fixed(scores=[1.0] * 4), "a")
+    b = source(Fixed(scores=[penalty] * 3 + [Failed("down")]), "b", weight=weight)
+    assert score(a, b).rewards.tolist() == pytest.approx([0.9] * 4)
+
+
+def test_a_source_without_any_score_in_a_group_is_left_out_there():
+    a, b = source(Fixed(scores=[1.0, 2.0, 1.0, 2.0]), "a"), source(Fixed(scores=[None, None, 3.0, 3.0]), "b")
+    assert score(a, b, group_size=2).rewards.tolist() == [2.0, 4.0, 4.0, 5.0]
+
+
+def test_rows_that_are_dropped_enter_no_statistic():
+    from trl_rewards import load_combiner
+
+    a = source(Fixed(scores=[1.0, 2.0, 3.0, 100.0]), "a")
+    b = source(Fixed(scores=[0.0, 0.0, 0.0, None]), "b", on_missing="drop_row")
+    total = score(a, b, combine=load_combiner("normalize_then_sum")).rewards
+    assert total[:3].tolist() == pytest.approx([-1.0, 0.0, 1.0], abs=1e-3)
+    assert total[3].isnan()
 
 
 def test_a_row_scored_only_by_a_watched_source_has_no_total():
@@ -109,9 +128,10 @@ def test_a_row_scored_only_by_a_watched_source_has_no_total():
 
 def test_group_mean_leaves_a_group_without_any_score_to_the_combiner():
     values = torch.tensor([[1.0, NAN], [2.0, NAN], [3.0, 4.0], [5.0, NAN]])
-    filled, drop = resolve_holes(values, ["renormalize", "group_mean"], group_size=2)
+    policies = ["renormalize", "group_mean"]
+    assert drop_rows(values, policies, group_size=2).nan_to_num(-1).equal(values.nan_to_num(-1))
+    filled = fill_holes(values, policies, group_size=2)
     assert filled.nan_to_num(-1).tolist() == [[1.0, -1.0], [2.0, -1.0], [3.0, 4.0], [5.0, 4.0]]
-    assert not drop.any()
 
 
 def test_abstention_and_failure_have_their_own_status():
@@ -196,6 +216,29 @@ def test_an_infinite_total_stops_the_run():
         score(huge)
 
 
+def test_a_shaper_may_neither_make_nor_fill_a_hole():
+    from trl_rewards import Shaper
+
+    class Log(Shaper):
+        def __call__(self, rewards, samples):
+            return rewards.log()
+
+    class Zero(Shaper):
+        def __call__(self, rewards, samples):
+            return rewards.nan_to_num(0.0)
+
+    with pytest.raises(RewardError, match=r"shape.0 gave NaN for a row that has a reward"):
+        score(source(Fixed(scores=[1.0, -1.0, 1.0, 1.0])), shape=[Log()])
+    assert score(source(Fixed(scores=[1.0, None, 1.0, 1.0])), shape=[Zero()]).rewards[1].isnan()
+
+
+def test_a_source_of_weight_0_cannot_make_a_row_vanish():
+    huge = source(Fixed(scores=[1e39] + [1.0] * 3), "huge", weight=0.0)
+    batch = score(source(Fixed(scores=[1.0] * 4), "a"), huge)
+    assert batch.rewards.tolist() == [1.0] * 4
+    assert batch.scores.status[0].tolist() == [Status.OK, Status.FAILED]
+
+
 # --- deadlines, retries, concurrency ---------------------------------------------------------------------------------
 
 
@@ -244,6 +287,52 @@ def test_concurrency_bounds_the_calls_in_flight():
     reward = Watching()
     run_source(source(reward, concurrency=3), make_samples([f"text {row}" for row in range(12)]))
     assert reward.most == 3
+
+
+def test_a_coroutine_that_blocks_instead_of_awaiting_is_given_up_and_the_next_one_runs():
+    class Blocks(Reward):
+        async def ascore(self, samples):
+            time.sleep(8)
+            return [1.0]
+
+    scores = run_source(source(Blocks(), timeout=0.2), make_samples(["a"]))
+    assert scores == [Failed("took longer than 0.2 s", status="timeout")]
+    assert run_source(source(AsyncSleepy(), timeout=5), make_samples(["a"])) == [1.0]
+
+
+@pytest.mark.parametrize("base", [Sleepy, AsyncSleepy])
+def test_a_batch_that_raises_is_tried_row_by_row_within_one_more_time_out(base):
+    class Raises(base):
+        def fails(self, samples):
+            if len(samples) > 1:
+                raise ValueError("too many")
+
+        async def ascore(self, samples):
+            self.fails(samples)
+            return await super().ascore(samples)
+
+        def score(self, samples):
+            self.fails(samples)
+            return super().score(samples)
+
+        def is_async(self):
+            return base is AsyncSleepy
+
+    scores = run_source(source(Raises(), timeout=0.5, max_failures=1.0), make_samples(["a", "hang", "b", "c"]))
+    assert scores[0] == 1.0
+    assert [score.status for score in scores[1:]] == ["timeout"] * 3  # the hang took what time there was
+
+
+def test_a_dead_endpoint_is_not_asked_row_by_row_to_the_end():
+    class Dead(Counting):
+        def score(self, samples):
+            self.calls.append(list(samples.texts))
+            raise ConnectionError("down")
+
+    reward = Dead()
+    scores = run_source(source(reward), make_samples([f"t{row}" for row in range(20)], tag=["x"] * 20))
+    assert scores == [Failed("ConnectionError: down")] * 20
+    assert len(reward.calls) == 1 + 11  # the batch, then rows until more than half have failed
 
 
 def test_async_rows_are_in_flight_together_up_to_the_limit():
@@ -343,6 +432,28 @@ def test_identical_rows_are_scored_once():
     samples = make_samples(["aa", "b", "aa", "aa"], prompts=["p"] * 4, tag=["x", "x", "x", "y"])
     assert run_source(source(reward), samples) == [2.0, 1.0, 2.0, 2.0]
     assert reward.calls == [["aa", "b", "aa"]]  # the last "aa" has another column value
+
+
+def test_rows_that_differ_inside_a_long_array_are_different():
+    first, second = numpy.zeros(5000), numpy.zeros(5000)
+    second[2500] = 7.0
+
+    class Total(Reward):
+        columns = ("data",)
+
+        def score(self, samples):
+            return [float(values.sum()) for values in samples["data"]]
+
+    for convert in (numpy.asarray, torch.tensor):
+        samples = make_samples(["a", "a"], prompts=["p", "p"], data=[convert(first), convert(second)])
+        assert run_source(source(Total()), samples) == [0.0, 7.0]
+
+
+def test_rows_that_no_key_can_be_made_of_are_all_scored():
+    reward = Counting()
+    tags = [{1: "a", "b": threading.Lock()}] * 2
+    assert run_source(source(reward), make_samples(["aa", "aa"], prompts=["p", "p"], tag=tags)) == [2.0, 2.0]
+    assert reward.calls == [["aa", "aa"]]
 
 
 def test_a_reward_that_is_not_deterministic_sees_every_row():

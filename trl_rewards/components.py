@@ -9,12 +9,12 @@ Shapes: N rows after gather, K sources, T completion tokens, G group size.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
 
 from trl_rewards.errors import RewardError
+from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Reward(Component):
                 f"reward {type(self).__name__!r} needs dataset column {', '.join(map(repr, missing))}; "
                 f"the dataset has {there}"
             )
-        scores = asyncio.run(self.ascore(samples)) if self.is_async() else self.score(samples)
+        scores = run_async(self.ascore(samples)) if self.is_async() else self.score(samples)
         return [None if isinstance(score, Failed) else score for score in scores]
 
 
@@ -211,6 +211,10 @@ class Advantage(Component):
     level: ClassVar[Literal["sequence", "token"]] = "sequence"
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of RewardBatch that must be there, such as {"values"}: a trainer without them refuses it early."""
+
+    def passes_over(self) -> tuple[str, ...]:
+        """Parts of a recipe that it does not see, of "combine" and "shape": a warning says so where they are set."""
+        return ()
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")

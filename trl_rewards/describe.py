@@ -88,8 +88,8 @@ def _columns(cls: type[Component]) -> str:
 
 
 def paper_of(cls: type[Component]) -> str:
-    """The first paper link of the class's or its module's docstring."""
-    found = _PAPER.search(cls.__doc__ or "") or _PAPER.search(inspect.getdoc(inspect.getmodule(cls)) or "")
+    """The first paper link of the class's docstring."""
+    found = _PAPER.search(cls.__doc__ or "")
     return found.group().rstrip(".") if found else ""
 
 

@@ -115,7 +115,18 @@ def option_types(cls: type[Component]) -> dict[str, Any]:
         try:
             return typing.get_type_hints(cls, localns=unknown or None)
         except NameError as error:
-            unknown[str(error.name)] = Any
+            unknown[str(error.name)] = _Anything
+
+
+class _AnyAttribute(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Any
+
+
+class _Anything(metaclass=_AnyAttribute):
+    """Stands for a module or class that is imported for type checkers only; its attributes may be anything."""
 
 
 def type_name(annotation: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
+import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -23,7 +26,7 @@ from trl_rewards.components import (
     resolve_path,
 )
 from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.loading import build, load_combiner
+from trl_rewards.loading import FunctionReward, build, load_combiner
 from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
@@ -32,10 +35,13 @@ from trl_rewards.scoring import (
     World,
     check_failures,
     close_source,
+    drop_rows,
+    fill_holes,
     private_randomness,
-    resolve_holes,
     score_sources,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -53,6 +59,7 @@ class Pipeline:
         advantage: Advantage | None = None,
         signature: str = "",
         seed: int = 0,
+        base_dir: str = ".",
     ):
         self.sources = [source if isinstance(source, Source) else _plain(source) for source in sources]
         if not self.sources:
@@ -66,6 +73,10 @@ class Pipeline:
         self.advantage = advantage
         self.signature = signature
         self.seed = seed
+        self.base_dir = base_dir
+        """Folder that components' relative paths start from."""
+        if advantage and len(self.sources) > 1 and (passed := self._passed_over(advantage)):
+            logger.warning("advantage %s takes each source alone: it passes over %s", _name(advantage), passed)
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
 
@@ -86,14 +97,15 @@ class Pipeline:
         for spec in recipe.rewards:
             running = dict(spec.running)
             cache = running.pop("cache", None)
+            reward = make("reward", spec)
             sources.append(
                 Source(
                     name=spec.name,
-                    reward=make("reward", spec),
+                    reward=reward,
                     weight=spec.weight,
                     shape=[make("shaper", shaper) for shaper in spec.shape],
                     cache=DEFAULT_CACHE if cache is True else resolve_path(cache, recipe.base_dir) if cache else None,
-                    signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, recipe.base_dir)}",
+                    signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, reward, recipe.base_dir)}",
                     use=(spec.use, spec.options, recipe.base_dir),
                     **running,
                 )
@@ -106,6 +118,7 @@ class Pipeline:
                 advantage=make("advantage", recipe.advantage) if recipe.advantage else None,
                 signature=recipe.signature,
                 seed=int(recipe.trl.get("seed", 42)),
+                base_dir=recipe.base_dir,
             )
         except ValueError as error:
             if isinstance(error, RecipeError):
@@ -115,6 +128,12 @@ class Pipeline:
     @property
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
+
+    def _passed_over(self, advantage: Advantage) -> str:
+        """What the recipe asks for and an advantage of each source alone does not see."""
+        ignored = advantage.passes_over()
+        combine = "combine" if "combine" in ignored and _name(self.combine) != "weighted_sum" else ""
+        return " and ".join(filter(None, [combine, "shape" if "shape" in ignored and self.shape else ""]))
 
     def components(self) -> dict[str, Component]:
         """Every component by its path in a recipe, such as `rewards.bleuberi.shape.0`."""
@@ -203,14 +222,13 @@ class Pipeline:
         return advantages
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every stateful component, by its path in the recipe."""
-        states = {path: component.state_dict() for path, component in self.components().items()}
-        return copy.deepcopy({path: state for path, state in states.items() if state})
+        """The state of every component, by its path in the recipe."""
+        return copy.deepcopy({path: component.state_dict() for path, component in self.components().items()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave. ValueError if the checkpoint is of another pipeline."""
         components = self.components()
-        if unknown := sorted(set(state) - set(components)):
+        if unknown := sorted(path for path in state if state[path] and path not in components):
             raise ValueError(f"the checkpoint holds state of {', '.join(unknown)}, which this pipeline does not have")
         for path, component in components.items():
             if path in state:
@@ -233,19 +251,23 @@ class Pipeline:
 
     def _combine(self, raw: Scores, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
         """Source scores as they enter the combiner (N, K), and totals (N,)."""
-        shaped = self._shape_sources(raw.values, samples)
-        shaped, drop = resolve_holes(shaped, [source.on_missing for source in self.sources], raw.group_size)
+        policies = [source.on_missing for source in self.sources]
+        # Rows to drop go first: they must enter no statistic on the way.
+        kept = drop_rows(raw.values, policies, raw.group_size)
+        shaped = fill_holes(self._shape_sources(kept, samples), policies, raw.group_size)
         rewards = _one_per_row("combine", self.combine, raw._replace(values=shaped), samples)
-        rewards = rewards.masked_fill(drop, float("nan"))
+        holes = shaped.isnan()
+        if (rewards.isnan() & ~holes.any(dim=1)).any() or (~rewards.isnan() & holes.all(dim=1)).any():
+            raise RewardError("combine must give a number where every source has one, and NaN where none has")
         for index, shaper in enumerate(self.shape):
-            rewards = _one_per_row(f"shape.{index}", shaper, rewards, samples)
+            rewards = _shape(f"shape.{index}", shaper, rewards, samples)
         return shaped, rewards
 
     def _shape_sources(self, values: torch.Tensor, samples: Samples) -> torch.Tensor:
         columns = list(values.unbind(dim=1))
         for k, source in enumerate(self.sources):
             for index, shaper in enumerate(source.shape):
-                columns[k] = _one_per_row(f"rewards.{source.name}.shape.{index}", shaper, columns[k], samples)
+                columns[k] = _shape(f"rewards.{source.name}.shape.{index}", shaper, columns[k], samples)
         return torch.stack(columns, dim=1)
 
     def _measure(
@@ -264,16 +286,24 @@ class Pipeline:
         return metrics
 
 
-def _local_files(spec: Spec, base_dir: str) -> list[tuple[str, float]]:
+def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:
     """Local files and folders that a source is made of, with their times: edited, they give other scores."""
+    code = inspect.unwrap(reward.function) if isinstance(reward, FunctionReward) else type(reward)
     named = [spec.use.rpartition(":")[0], *(value for value in spec.options.values() if isinstance(value, str))]
     found = [resolve_path(name.rpartition(":")[0] if ".py:" in name else name, base_dir) for name in named if name]
+    with contextlib.suppress(TypeError, OSError):  # a function of no file, such as a built-in one
+        found.append(inspect.getfile(code))
     there = [path for path in found if os.path.exists(path)]
     return [(path, max(os.stat(file).st_mtime for file in (path, *_entries(path)))) for path in there]
 
 
 def _entries(path: str) -> list[str]:
     return [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
+
+
+def _name(component: Any) -> str:
+    """The name a component was loaded by, or its class's."""
+    return getattr(component, "__name__", type(component).__name__.lower())
 
 
 def _blamed(path: str, component: Any, *arguments: Any) -> torch.Tensor:
@@ -295,9 +325,17 @@ def _one_per_row(path: str, component: Any, *arguments: Any) -> torch.Tensor:
     return result
 
 
+def _shape(path: str, shaper: Shaper, rewards: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """What a shaper makes of rewards: a hole stays a hole, and none is added."""
+    holes = rewards.isnan()
+    shaped = _one_per_row(path, shaper, rewards, samples)
+    if (shaped.isnan() & ~holes).any():
+        raise RewardError(f"{path} gave NaN for a row that has a reward")
+    return shaped.masked_fill(holes, float("nan"))
+
+
 def _plain(reward: Any) -> Source:
     """A bare reward object as a source under its own name."""
     if not isinstance(reward, Reward):
         raise TypeError(f"{reward!r} is not a Reward; wrap a function with load_reward('package.module:function')")
-    name = getattr(reward, "__name__", type(reward).__name__.lower())
-    return Source(name=name, reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward))
+    return Source(name=_name(reward), reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward))

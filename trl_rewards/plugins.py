@@ -7,9 +7,11 @@ does not exist, or raises while registering is listed as broken with its reason;
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import sys
@@ -27,6 +29,7 @@ from trl_rewards.components import KINDS, Component, resolve_path
 from trl_rewards.errors import PluginError, did_you_mean
 
 GROUP = hookspecs.PROJECT
+logger = logging.getLogger(__name__)
 _REGISTRATIONS = {  # hook -> kind of component it declares
     "register_rewards": "reward",
     "register_combiners": "combiner",
@@ -34,6 +37,7 @@ _REGISTRATIONS = {  # hook -> kind of component it declares
     "register_advantages": "advantage",
     "register_tools": "tool",
 }
+_VARIABLES = ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE")
 _REASON = "{type}: {error}"
 
 
@@ -100,6 +104,14 @@ class Registry:
             raise PluginError(f"{kind} {bare!r} is provided by both {owners}; write {choices}")
         raise PluginError(self._not_found(kind, name, named))
 
+    def tell(self, hook: str, **news: Any) -> None:
+        """Call a moment's hook in every plugin. One that raises is named in a warning; the run goes on."""
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                impl.function(*(news[name] for name in impl.argnames))
+            except Exception:
+                logger.warning("plugin %r failed in %s", impl.plugin_name, hook, exc_info=True)
+
     def _not_found(self, kind: str, name: str, named: list[Entry]) -> str:
         if not self.plugins:
             return f"no plugins found, so no {kind} {name!r}; {why_none()}"
@@ -112,6 +124,7 @@ class Registry:
             parts.append(f"{name!r} is a {' and a '.join(elsewhere)}")
         for plugin in self.broken:
             parts.append(f"plugin {plugin.name!r} might provide it but is broken ({plugin.broken})")
+        parts += [f"{name}={os.environ[name]!r} is set" for name in _VARIABLES if name in os.environ]
         parts.append(f"`trl-rewards list {kind}` shows all {len(known)}")
         return "; ".join(parts)
 
@@ -258,7 +271,8 @@ def _load_file(path: str, base_dir: str) -> ModuleType:
     if not os.path.isfile(resolved):
         raise PluginError(f"no file {path!r} in {os.path.abspath(base_dir)} or {os.getcwd()}")
     # One module per file, so that two components of one file share it and its classes pickle within the process.
-    name = f"trl_rewards_file_{os.path.splitext(os.path.basename(resolved))[0]}_{abs(hash(resolved)):x}"
+    digest = hashlib.blake2b(resolved.encode(), digest_size=6).hexdigest()
+    name = f"trl_rewards_file_{os.path.splitext(os.path.basename(resolved))[0]}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, resolved)
@@ -281,7 +295,7 @@ def _import_target(target: str) -> Any:
 
 def why_none() -> str:
     """What to do where no plugin was found at all."""
-    for variable in ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE"):
+    for variable in _VARIABLES:
         if variable in os.environ:
             return f"{variable}={os.environ[variable]!r} leaves none; unset it or name others"
     return 'run "pip install -e ." in the checkout'

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import os
 import re
 import typing
@@ -42,7 +43,7 @@ class TrainerKind:
 
 TRAINERS = {
     "grpo": TrainerKind("GRPOConfig", ("sequence", "token"), frozenset({"mask"})),
-    "rloo": TrainerKind("RLOOConfig", ("sequence",), frozenset()),
+    "rloo": TrainerKind("RLOOConfig", ("sequence",), frozenset({"mask"})),
 }
 
 
@@ -57,7 +58,7 @@ class Spec:
         return {"use": self.use} | ({"with": self.options} if self.options else {})
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}:{value}" for name, value in sorted(self.options.items()))
+        options = ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(self.options.items()))
         return f"{self.use}({options})" if options else self.use
 
 
@@ -314,7 +315,9 @@ def _put(target: Any, path: list[str], value: Any) -> str | None:
                 return None
             if isinstance(target.get(key), str):
                 target[key] = {"use": target[key]}
-            target = target.setdefault(key, {})
+            if target.get(key) is None:  # absent, or an empty `with:`
+                target[key] = {}
+            target = target[key]
         else:
             return f"{'.'.join(path[:depth])} is {target!r}, which has no {key!r}"
     return None
@@ -456,6 +459,8 @@ def _parse_source(entry: Any, path: str, problems: list[str]) -> SourceSpec | No
         if not test(value):
             hint = did_you_mean(value, ON_MISSING) if key == "on_missing" and isinstance(value, str) else ""
             problems.append(f"{path}.{key}: must be {wanted}, got {value!r}{hint}")
+    if running.get("isolate") is True and "timeout" not in running:
+        problems.append(f"{path}.isolate: needs a `timeout:`, at which a row's process is killed")
     shape = _parse_shape(entry.get("shape"), f"{path}.shape", problems)
     return SourceSpec(spec.use, spec.options, name, weight, shape, path, running)
 
@@ -557,7 +562,7 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
             f"advantage: {use!r} gives one value per token, and {recipe.trainer}'s loss takes one per sequence; "
             "use trainer: grpo"
         )
-    if lacking := sorted(advantage.needs - kind.provides - {"mask"}):
+    if lacking := sorted(advantage.needs - kind.provides):
         problems.append(
             f"advantage: {use!r} needs {', '.join(lacking)}, which trainer {recipe.trainer!r} does not have"
         )
@@ -643,6 +648,11 @@ def parse_trl(recipe: Recipe) -> tuple[Any, Any, Any, Any]:
     parser.set_defaults_with_config(**flat)
     script, training, model, mixture = parser.parse_args_into_dataclasses(args=[])
     return script, training, model, mixture
+
+
+def _one_line(value: Any) -> str:
+    """An option's value in the signature: on one line, the same for the same value."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, sort_keys=True, default=str)
 
 
 def _version(distribution: str) -> str:

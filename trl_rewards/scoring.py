@@ -7,26 +7,29 @@ hole into a number. An error that must stop the run is found on one rank and rai
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import math
 import os
+import pickle
 import queue
 import random
+import secrets
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from trl_rewards.components import Reward, Score, Shaper, Status
 from trl_rewards.errors import RewardError
+from trl_rewards.events import run_async
+from trl_rewards.maths import group_mean
 from trl_rewards.samples import Failed, Samples
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
@@ -60,6 +63,8 @@ class Source:
     """What makes a score of this source reproducible; part of the cache's key."""
     use: tuple[str, dict[str, Any], str] | None = None
     """(use, options, base_dir), from which a worker process builds its own copy."""
+    pool: WorkerPool | None = field(default=None, init=False, repr=False)
+    """The processes of an isolated source: as many as `concurrency` says, or two."""
 
 
 class World:
@@ -172,7 +177,7 @@ def _run_all(
 
     with private_randomness(seed + 104729 * local.step):
         threads = [
-            threading.Thread(target=run, args=(index,), name=f"reward-{source.name}")
+            threading.Thread(target=run, args=(index,), name=f"reward-{source.name}", daemon=True)
             for index, source in enumerate(sources)
             if not _runs_here(source)
         ]
@@ -244,10 +249,28 @@ def _call(source: Source, samples: Samples) -> list[Score]:
             scores += outcome
         elif len(part) == unit or outcome.status == "timeout":
             scores += [outcome] * len(part)
-        else:  # a batch that raised: row by row, so that one bad row costs one cell
-            pieces = [part.take(range(row, row + unit), part.group_size) for row in range(0, len(part), unit)]
-            for piece, result in zip(pieces, _make_calls(source, pieces), strict=True):
-                scores += [result] * len(piece) if isinstance(result, Failed) else result
+        else:
+            scores += _one_by_one(source, part, unit, outcome)
+    return scores
+
+
+def _one_by_one(source: Source, part: Samples, unit: int, failed: Failed) -> list[Score]:
+    """The scores of a batch that raised, row by row, so that one bad row costs one cell.
+
+    Without retries, within one more `timeout` for all rows, and only until too many rows have failed.
+    """
+    careful = replace(source, retries=0)
+    started, failures = time.monotonic(), 0
+    scores: list[Score] = []
+    for row in range(0, len(part), unit):
+        if failures * unit > source.max_failures * len(part):
+            outcome: Outcome = failed
+        elif source.timeout and time.monotonic() - started > source.timeout:
+            outcome = _too_long(source)
+        else:
+            (outcome,) = _make_calls(careful, [part.take(range(row, row + unit), part.group_size)])
+        failures += isinstance(outcome, Failed)
+        scores += [outcome] * unit if isinstance(outcome, Failed) else outcome
     return scores
 
 
@@ -258,7 +281,7 @@ def _make_calls(source: Source, parts: list[Samples]) -> list[Outcome]:
     if source.isolate:
         return _in_processes(source, parts)
     if source.reward.is_async():
-        return asyncio.run_coroutine_threadsafe(_in_event_loop(source, parts), _event_loop()).result()
+        return _in_event_loop(source, parts)
     if source.concurrency or source.timeout:
         return _in_threads(source, parts)
     return [_attempt(source, part) for part in parts]
@@ -278,7 +301,18 @@ def _attempt(source: Source, part: Samples) -> Outcome:
     return failed
 
 
-async def _in_event_loop(source: Source, parts: list[Samples]) -> list[Outcome]:
+def _in_event_loop(source: Source, parts: list[Samples]) -> list[Outcome]:
+    """All calls on the event loop. One that blocks the loop instead of awaiting is given up too, with the others."""
+    if source.timeout is None:
+        return run_async(_gather_calls(source, parts))
+    rounds = math.ceil(len(parts) / (source.concurrency or len(parts)))
+    try:
+        return run_async(_gather_calls(source, parts), timeout=(rounds + 1) * source.timeout + 1)
+    except TimeoutError:
+        return [_too_long(source)] * len(parts)
+
+
+async def _gather_calls(source: Source, parts: list[Samples]) -> list[Outcome]:
     limit = asyncio.Semaphore(source.concurrency or len(parts))
 
     async def attempts(part: Samples) -> Outcome:
@@ -369,33 +403,22 @@ def _is_failure(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed) and outcome.status == "failed"
 
 
-_pools: dict[int, WorkerPool] = {}
-
-
 def _pool(source: Source) -> WorkerPool:
-    if id(source) not in _pools:
+    if source.pool is None:
         if source.use is None:
             raise RewardError(
                 f"reward {source.name!r}: isolate needs a reward that is named in a recipe, not an object"
             )
-        size = source.concurrency or os.cpu_count() or 1
-        _pools[id(source)] = WorkerPool("trl_rewards.loading:reward_in_worker", source.use, size)
-    return _pools[id(source)]
+        source.pool = WorkerPool("trl_rewards.loading:reward_in_worker", source.use, source.concurrency or 2)
+    return source.pool
 
 
 def close_source(source: Source) -> None:
     """End the worker processes of a source and release what its reward holds."""
-    if pool := _pools.pop(id(source), None):
-        pool.close()
+    if source.pool is not None:
+        source.pool.close()
+        source.pool = None
     source.reward.close()
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop per process, on its own thread: clients keep their connections from batch to batch."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="trl_rewards-events").start()
-    return loop
 
 
 def _pauses(retries: int) -> Iterator[float | None]:
@@ -446,7 +469,8 @@ def _checked_score(name: str, score: Any) -> Score:
         ) from None
     if math.isnan(number):
         return None
-    return Failed(f"returned {number}") if math.isinf(number) else number
+    # Beyond float32, in which rewards are combined, it would be infinite there.
+    return Failed(f"returned {number}") if abs(number) > 3.4e38 else number
 
 
 def _number(score: Score) -> float:
@@ -480,25 +504,30 @@ def check_failures(source: Source, status: torch.Tensor, reasons: list[str]) -> 
         )
 
 
-def resolve_holes(values: torch.Tensor, policies: Sequence[str], group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each source's `on_missing` makes of its holes: (N, K) -> ((N, K), (N,) rows to drop).
-
-    `group_mean` fills a hole with the mean of the source's other scores in the group (and leaves it if there are
-    none); `drop_row` and `drop_group` mark rows; `renormalize` leaves the hole to the combiner, which weighs what is
-    there.
-    """
-    values = values.clone()
+def drop_rows(values: torch.Tensor, policies: Sequence[str], group_size: int) -> torch.Tensor:
+    """(N, K) with every score taken from the rows that `drop_row` and `drop_group` sources have holes on."""
     drop = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     for k, policy in enumerate(policies):
         holes = values[:, k].isnan()
-        if policy == "group_mean":
-            means = values[:, k].view(-1, group_size).nanmean(dim=1).repeat_interleave(group_size)
-            values[:, k] = torch.where(holes, means, values[:, k])
-        elif policy == "drop_row":
+        if policy == "drop_row":
             drop |= holes
         elif policy == "drop_group":
             drop |= holes.view(-1, group_size).any(dim=1).repeat_interleave(group_size)
-    return values, drop
+    return values.masked_fill(drop[:, None], float("nan"))
+
+
+def fill_holes(values: torch.Tensor, policies: Sequence[str], group_size: int) -> torch.Tensor:
+    """(N, K) where `group_mean` sources have their group's mean in their holes, on rows that some source scored.
+
+    Other holes stay, and those of a group in which the source has no score: `renormalize` leaves them to the combiner.
+    """
+    scored = ~values.isnan().all(dim=1)
+    columns = list(values.unbind(dim=1))
+    for k, policy in enumerate(policies):
+        if policy == "group_mean":
+            means = group_mean(columns[k], group_size).to(values.dtype)
+            columns[k] = torch.where(columns[k].isnan() & scored, means, columns[k])
+    return torch.stack(columns, dim=1)
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------
@@ -509,8 +538,16 @@ def row_key(signature: str, samples: Samples, row: int) -> bytes:
     ids = samples.completion_ids[row] if samples.completion_ids else None
     columns = {name: values[row] for name, values in samples.columns.items()}
     content = [signature, samples.prompts[row], samples.completions[row], ids, columns]
-    text = json.dumps(content, sort_keys=True, default=repr, ensure_ascii=False)
+    try:
+        text = json.dumps(content, sort_keys=True, default=_digest, ensure_ascii=False)
+    except Exception:  # a value that neither JSON nor pickle can say is like no other
+        return secrets.token_bytes(16)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _digest(value: Any) -> str:
+    """Arrays, images and other objects by their whole content; their repr is abbreviated."""
+    return hashlib.blake2b(pickle.dumps(value), digest_size=16).hexdigest()
 
 
 class ScoreCache:

@@ -10,7 +10,6 @@ The checks raise AssertionError and say what was promised. They run in milliseco
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import math
 import pickle
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_rewards import plugins
 from trl_rewards.components import Advantage, Combiner, Component, Reward, RewardBatch, Score, Scores, Shaper
+from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples, Text
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequ
 
 def run_reward(reward: Reward, samples: Samples) -> list[Score]:
     """A reward's scores, whether it is sync or async."""
-    return list(asyncio.run(reward.ascore(samples)) if reward.is_async() else reward.score(samples))
+    return list(run_async(reward.ascore(samples)) if reward.is_async() else reward.score(samples))
 
 
 def _check_no_rows(reward: Reward, samples: Samples) -> None:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 def main(words: Sequence[str] | None = None) -> int:
     """The command line: `--config RECIPE`, then overrides. Returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words or words.index("--config") + 1 >= len(words):
         print("usage: accelerate launch recipes/train.py --config RECIPE [--key value …]", file=sys.stderr)
         return 2
@@ -43,15 +44,14 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
     trainer, training_args = build_trainer(recipe)
     if trainer.accelerator.is_main_process:
         recipe.save(training_args.output_dir)
-    logger.info("signature: %s", recipe.signature)
+    trainer.accelerator.print(f"signature {recipe.signature}")
     try:
         trainer.train(resume_from_checkpoint=resume_point(training_args))
         trainer.save_model(training_args.output_dir)
     finally:
         trainer.pipeline.close()
     trainer.accelerator.print(
-        f"model    {training_args.output_dir}\nreport   {os.path.join(training_args.output_dir, 'report.html')}\n"
-        f"signed   {recipe.signature}"
+        f"model  {training_args.output_dir}\nreport {os.path.join(training_args.output_dir, 'report.html')}"
     )
     if training_args.push_to_hub:
         trainer.push_to_hub()
@@ -100,7 +100,13 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
     from trl_rewards.plugins import load_plugins
 
     pipeline = Pipeline.from_recipe(recipe)
-    if train_data.column_names and (problems := pipeline.missing_columns(train_data.column_names)):
+    problems = {
+        problem: None
+        for dataset in (train_data, eval_data)
+        if dataset is not None and dataset.column_names
+        for problem in pipeline.missing_columns(dataset.column_names)
+    }
+    if problems:
         raise RecipeError(problems, recipe.source)
 
     # As TRL's own scripts do it (trl/scripts/grpo.py).
@@ -127,10 +133,9 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
         pipeline=pipeline,
-        base_dir=recipe.base_dir,
     )
     _add_callbacks(trainer)
-    load_plugins().manager.hook.trainer_ready(trainer=trainer, recipe=recipe)
+    load_plugins().tell("trainer_ready", trainer=trainer, recipe=recipe)
     return trainer, training_args
 
 

@@ -138,6 +138,7 @@ def _serve(connection: Connection) -> None:
     """The worker's side: build the callable, then answer items until the parent closes the pipe."""
     from trl_rewards.plugins import load_target
 
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.stdout = sys.stderr  # a reward's prints must not be lost, nor mixed into what the trainer prints
     target, args = pickle.loads(connection.recv_bytes())
     try:
@@ -151,7 +152,8 @@ def _serve(connection: Connection) -> None:
             item, timeout = connection.recv()
         except EOFError:
             return
-        # The kernel ends this process by itself if the parent was killed meanwhile and cannot: CPU seconds, not wall.
+        # If the parent is killed while code here holds the interpreter's lock, no thread of ours runs: then the kernel
+        # ends this process after so many CPU seconds.
         signal.setitimer(signal.ITIMER_PROF, 2 * timeout + 5 if timeout else 0)
         try:
             result = function(item)
@@ -159,6 +161,13 @@ def _serve(connection: Connection) -> None:
             result = Failed(f"{type(error).__name__}: {error}{_where(error)}")
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(result)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Leave when the parent is gone: a worker that waits for a network would never see the closed pipe."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _where(error: Exception) -> str:

@@ -32,6 +32,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -383,7 +384,7 @@ REPLIES = {"clean": clean, "guess": guess, "slip": slip, "bare": bare, "ramble":
 def noisy(rng: random.Random, q: Question) -> str:
     """A reply drawn from the noisy mixture."""
     mixture = HABIT if q.habit else NOISE
-    kind = rng.choices(list(mixture), weights=mixture.values())[0]
+    kind = rng.choices(list(mixture), weights=list(mixture.values()))[0]
     return REPLIES[kind](rng, q)
 
 
@@ -610,7 +611,8 @@ def shares(mixture: dict[str, float]) -> str:
 
 def measure(folder: Path, rows: list[dict]) -> dict:
     """The numbers of the README, from the saved files."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     draws = [sample(model, tokenizer, rows, 1.0) for _ in range(5)]
     sampled = [sum(said_exactly(d[i], r["answer"]) for d in draws) / 5 for i, r in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Combiners that need no paper, and GDPO's.  https://huggingface.co/papers/2601.05242
+"""Combiners that need no paper, and GDPO's.
 
 All take scores (N, K) with NaN for holes and give (N,); a row without any score stays NaN. Weights (K,) come from the
 recipe, schedules applied. Sources of weight 0 are watched, not combined.
@@ -6,6 +6,7 @@ recipe, schedules applied. Sources of weight 0 are watched, not combined.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,33 +17,58 @@ from trl_rewards.samples import Samples
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 
-def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ_k w_k s_k over what is there, scaled up by Σ|w| / Σ|w there|: (N, K), (K,) -> (N,).
 
-    The scaling lets a hole count as what the other sources said on average, where leaving it out would count it as 0.
+def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    """Σ_k w_k s_k, with weights renormalised over what is there where a row has holes: (N, K), (K,) -> (N,).
+
+    What is renormalised is how far the row's scores are from their group means m_k: a row with holes gets
+    Σ_k w_k m_k + (Σ|w| / Σ_there |w|) · Σ_there w_k (s_k - m_k), so it stands where its other sources put it. Raw
+    scores would not do: scaled up, a penalty in [-1, 0] or with a negative weight would make failing the best thing to
+    do. A source without any score in the group is left out of the group, whose totals are scaled to all weights.
+
     A row on which only sources of weight 0 have a score is NaN, unless all weights are 0.
     """
+    import torch
+
     there = ~values.isnan()
-    total = (values.masked_fill(~there, 0.0) * weights).sum(dim=1)
+    used = weights != 0  # 0 · inf is no number
+    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
+    if there.all():
+        return plain
     size = weights.abs()
+    groups = values.view(-1, group_size, values.shape[1])
+    group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
+    means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
+    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
+    deviations = (values - means).masked_fill(~(there & used), 0.0)
+    total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
+    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any())
+    return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
+
+
+def _scale(there: Tensor, size: Tensor) -> Tensor:
+    """Σ|w| / Σ_there |w| of each row, 1 where nothing is there."""
     present = (there * size).sum(dim=1)
-    scored = (present > 0) | (there.any(dim=1) & (size.sum() == 0))
-    scale = size.sum() / present.masked_fill(present == 0, 1.0)
-    # A row without holes must be the plain sum to the last bit, as in TRL.
-    scale = scale.masked_fill(there.all(dim=1) | (present == size.sum()), 1.0)
-    return (total * scale).masked_fill(~scored, float("nan"))
+    return (size.sum() / present.masked_fill(present == 0, 1.0)).masked_fill(present == 0, 1.0)
 
 
 class WeightedSum(Combiner):
-    """Weighted sum of the sources; on a row with holes, weights are renormalised over what is there."""
+    """Weighted sum of the sources; on a row with holes, weights are renormalised over what is there.
+
+    What is scaled up is the distance of the row's scores from their group means, so a row with a hole stands where its
+    other sources put it, whatever the scales of the sources are.
+    """
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        return weighted_sum(scores.values, scores.weights)
+        return weighted_sum(scores.values, scores.weights, scores.group_size)
 
 
 class NormalizeThenSum(Combiner):
     """GDPO: z-score each source within its group, weighted sum, then z-score over the batch.
+
+    https://huggingface.co/papers/2601.05242
 
     With `advantage: {use: center}` this is TRL's `multi_objective_aggregation="normalize_then_sum"`, save that a hole
     is renormalised and a constant group is exactly 0. Sample deviations. Under GRPO's own group z-score the batch
@@ -60,7 +86,7 @@ class NormalizeThenSum(Combiner):
         import torch
 
         columns = [zscore(column, scores.group_size, self.eps) for column in scores.values.unbind(dim=1)]
-        total = weighted_sum(torch.stack(columns, dim=1), scores.weights.double())
+        total = weighted_sum(torch.stack(columns, dim=1), scores.weights.double(), scores.group_size)
         return ((total - total.nanmean()) / (std(total) + self.eps)).to(scores.values.dtype)
 
 
@@ -74,6 +100,8 @@ class _Unweighted(Combiner):
                 f"combine: {name!r} knows no negative weight (got {min(weights):g}); turn that source with "
                 "`shape: [{use: scale, with: {factor: -1.0}}]`, or use weighted_sum"
             )
+        if len({weight for weight in weights if weight}) > 1:
+            logger.warning("combine: %s takes every weight above 0 for 1", type(self).__name__.lower())
 
 
 def _in_use(scores: Scores) -> Tensor:

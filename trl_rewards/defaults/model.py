@@ -66,7 +66,8 @@ class Model(Reward):
             self._text(prompt, completion)
             for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
         ]
-        scores = score_texts(self._model, texts) if texts else []
+        templated = not isinstance(next(iter(samples.prompts), ""), str)
+        scores = score_texts(self._model, texts, templated) if texts else []
         return [Failed("the text has no tokens") if score is None else score for score in scores]
 
     def _text(self, prompt, completion) -> str:

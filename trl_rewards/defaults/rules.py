@@ -82,18 +82,21 @@ class ExactMatch(Reward):
         return (self.answer,)
 
     def score(self, samples: Samples) -> list[Score]:
-        return [
-            None if wanted is None or str(wanted).strip() == "" else float(self._same(text, str(wanted)))
-            for text, wanted in zip(samples.texts, samples[self.answer], strict=True)
-        ]
+        pairs = zip(samples.texts, samples[self.answer], strict=True)
+        same = [None if wanted is None else self._same(text, str(wanted)) for text, wanted in pairs]
+        return [None if equal is None else float(equal) for equal in same]
 
-    def _same(self, text: str, wanted: str) -> bool:
+    def _same(self, text: str, wanted: str) -> bool | None:
+        if not wanted.strip():
+            return None
         answer = text.rpartition("<answer>")[2].partition("</answer>")[0]
         if self.take == "last_word":
             answer = (answer.split() or [""])[-1]
         elif self.take == "last_number":
             said, meant = (self._NUMBER.findall(text) for text in (answer, wanted))
-            return bool(said and meant) and float(said[-1].replace(",", "")) == float(meant[-1].replace(",", ""))
+            if not meant:
+                return None
+            return bool(said) and float(said[-1].replace(",", "")) == float(meant[-1].replace(",", ""))
         return _plain(answer) == _plain(wanted)
 
 

@@ -85,14 +85,16 @@ def default_device() -> torch.device:
 
 
 @torch.inference_mode()
-def score_texts(reward_model: RewardModel, texts: list[str]) -> list[float | None]:
+def score_texts(reward_model: RewardModel, texts: list[str], templated: bool) -> list[float | None]:
     """One float32 score per text, in order; None for a text without tokens.
+
+    `templated` texts come from a chat template and have their special tokens; others get the tokenizer's own.
 
     Batches hold texts of similar length, whatever order they came in.
     """
     tokenizer, model = reward_model.tokenizer, reward_model.model
     encoded = tokenizer(
-        texts, add_special_tokens=False, truncation=True, max_length=reward_model.max_length, padding=False
+        texts, add_special_tokens=not templated, truncation=True, max_length=reward_model.max_length, padding=False
     )["input_ids"]
     order = sorted((row for row in range(len(texts)) if encoded[row]), key=lambda row: (len(encoded[row]), row))
     scores: list[float | None] = [None] * len(texts)

@@ -53,7 +53,6 @@ class PipelineMixin(_Trainer):
         args: Any = None,
         *more: Any,
         pipeline: Pipeline | None = None,
-        base_dir: str = ".",
         **options: Any,
     ):
         self.pipeline = pipeline
@@ -72,10 +71,11 @@ class PipelineMixin(_Trainer):
         self._context = Context(
             device=args.device if args is not None else None,
             seed=args.seed if args is not None else 0,
-            base_dir=base_dir,
+            base_dir=pipeline.base_dir,
             log_metric=self._log_metric,
-            log_extra=self._log_completion_extra,
+            log_extra=self._keep_extra,
         )
+        self._extras: dict[str, list] = {}
         # Before the policy: a wrong path or a missing column should not cost its loading.
         pipeline.setup(self._context)
         columns = [_Column("total"), *(_Column(name) for name in pipeline.names)]
@@ -87,6 +87,7 @@ class PipelineMixin(_Trainer):
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
         self.reward_weights = torch.tensor([1.0] + [0.0] * len(pipeline.sources))
+        self._tell = load_plugins().tell
         self._committed_state = pipeline.state_dict()
         self.add_callback(_CommitState(self))
 
@@ -128,20 +129,39 @@ class PipelineMixin(_Trainer):
         world = World(self.accelerator.process_index, self.accelerator.num_processes)
         group_size = self.num_generations if training else self.num_generations_eval
         try:
-            with nullcontext() if training else self.pipeline.frozen():
+            with self._evaluating():
                 batch = self.pipeline.score(samples, group_size, world, self.accelerator.device)
         except RewardError:
             self._save_what_was_trained()
             raise
+        self._log_extras(len(prompts))
         self.last_batch = batch
         mode = "train" if training else "eval"
         for name, value in self.pipeline.metrics.items():
             self._metrics[mode][name].append(value)
         if training:
-            load_plugins().manager.hook.batch_scored(batch=batch, step=self.state.global_step)
+            self._tell("batch_scored", batch=batch, step=self.state.global_step)
         # TRL calls a row unscorable only if every column is NaN (grpo_trainer.py, unscorable_mask).
         matrix = torch.cat([batch.rewards[:, None], batch.scores.values], dim=1)
         return matrix.masked_fill(batch.rewards.isnan()[:, None], float("nan"))
+
+    def _keep_extra(self, column: str, values: list) -> None:
+        self._extras[column] = list(values)  # a call that is made again says it again
+
+    def _log_extras(self, rows: int) -> None:
+        """Hand rewards' extra columns to TRL, which needs one value per row of this rank, in the rows' order."""
+        for column, values in self._extras.items():
+            if len(values) == rows:
+                self._log_completion_extra(column, values)
+            else:
+                logger.warning(
+                    "log_extra %r came with %s values for %s rows and is left out: it needs a source that is called "
+                    "with the whole batch (deterministic = False, no concurrency, no isolate)",
+                    column,
+                    len(values),
+                    rows,
+                )
+        self._extras.clear()
 
     def _generate_and_score_completions(self, inputs):
         self.last_advantages = None
@@ -155,10 +175,11 @@ class PipelineMixin(_Trainer):
             logged = list(self._logs["advantages"])[-rows:]
             self.last_advantages = torch.tensor(logged) if len(logged) == rows else None
             return output
-        if self.pipeline.advantage.level == "token":
+        if self.pipeline.advantage.level == "token" or "mask" in self.pipeline.advantage.needs:
             batch = batch._replace(mask=self._gathered_mask(output))
         try:
-            advantages = self.pipeline.advantages(batch)
+            with self._evaluating():
+                advantages = self.pipeline.advantages(batch)
         except RewardError:
             self._save_what_was_trained()
             raise
@@ -176,6 +197,10 @@ class PipelineMixin(_Trainer):
         logged.extend(per_row.tolist())
         self.last_advantages = per_row
         return output
+
+    def _evaluating(self) -> Any:
+        """Evaluation leaves no trace in the pipeline's state."""
+        return nullcontext() if self.model.training else self.pipeline.frozen()
 
     def _gathered_mask(self, output: dict[str, Any]) -> torch.Tensor:
         """(N, T) 1 where a token is the policy's own, on every rank; T is the widest rank's."""

@@ -80,6 +80,9 @@ class BNPO(Advantage):
         if not self.low < self.high:
             raise ValueError(f"low must be below high, got low {self.low} and high {self.high}")
 
+    def passes_over(self) -> tuple[str, ...]:
+        return ("combine", "shape") if self.decompose else ()
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         import torch
 
@@ -88,9 +91,8 @@ class BNPO(Advantage):
         if not self.decompose or len(used) < 2 or batch.shaped is None:
             return self._one(batch.rewards, "the total", scores.group_size).nan_to_num(nan=0.0)
 
-        # A row that was dropped (no total) enters no baseline, whatever single sources say of it.
-        dropped = batch.rewards.isnan()
-        shaped = batch.shaped.masked_fill(dropped.unsqueeze(1), float("nan"))
+        # A row without a total enters no baseline, whatever single sources say of it.
+        shaped = batch.shaped.masked_fill(batch.rewards.isnan().unsqueeze(1), float("nan"))
         columns = [self._one(shaped[:, k], f"source {scores.names[k]!r}", scores.group_size) for k in used]
         advantages, weights = torch.stack(columns, dim=1), scores.weights[used].double()  # (N, K'), (K',)
         size = ((~advantages.isnan()) * weights.abs()).sum(dim=1)
