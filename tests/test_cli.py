@@ -337,9 +337,23 @@ def test_score_does_not_score_again_what_a_file_holds(score, write, tmp_path):
     code += "    log.open('a').write(''.join(completions))\n    return [0.0] * len(completions)\n"
     recipe = f"rewards: ['{write('counts.py', code)}:f']"
     data = [{"prompt": "p", "completion": letter} for letter in "abcd"]
-    score(*data[:3], recipe=recipe, words=("--batch-size", "1"))
-    score(*data, recipe=recipe, words=("--batch-size", "1"))
-    assert (tmp_path / "counts.log").read_text() == "abc" + "cd"  # the last batch of the first file may be incomplete
+    words = ("--batch-size", "1")
+    score(*data, recipe=recipe, words=words)
+    score(*data, recipe=recipe, words=words)  # finished: nothing to do
+    assert (tmp_path / "counts.log").read_text() == "abcd"
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text("".join(lines[:4]))
+    score(*data, recipe=recipe, words=words)
+    assert (tmp_path / "counts.log").read_text() == "abcd" + "cd"  # the last batch that is there may be incomplete
+
+
+def test_score_refuses_a_file_of_another_dataset(score, tmp_path):
+    score(*ROWS)
+    before = (tmp_path / "out.jsonl").read_text()
+    status, _, _, err = score(*reversed(ROWS))
+    assert status == 1
+    assert "holds scores of another dataset" in err
+    assert (tmp_path / "out.jsonl").read_text() == before
 
 
 def test_score_refuses_a_file_of_another_pipeline(score, tmp_path):

@@ -12,7 +12,7 @@ import trl
 from datasets import Dataset
 
 import trl_rewards
-from trl_rewards import Pipeline, Reward, RewardError, load_advantage, load_shaper
+from trl_rewards import Pipeline, Reward, RewardError, load_shaper
 
 RUN = """
 import json, random, sys

@@ -93,7 +93,7 @@ def test_a_failed_judge_call_is_a_zero_in_stock_trl_and_not_here():
 def test_renormalize_scales_distances_from_the_group_to_the_weights_that_are_there():
     a = source(Fixed(scores=[1.0, 3.0, None]), "a", weight=3.0)
     b = source(Fixed(scores=[2.0, 2.0, 5.0]), "b", weight=1.0)
-    # Means 2 and 3; the last row is 2 above b's mean, which alone speaks for all 4 of the weights: 3·2 + 1·3 + 4/1 · 2.
+    # Means 2 and 3; the last row is 2 above b's mean, and b alone speaks for all 4 weights: 3·2 + 1·3 + 4/1 · 2.
     assert score(a, b, rows=3, group_size=3).rewards.tolist() == pytest.approx([5.0, 11.0, 17.0])
 
 

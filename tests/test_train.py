@@ -208,6 +208,70 @@ def test_hooks_are_told_of_the_trainer_and_of_every_training_batch(make_recipe):
 
 
 @pytest.mark.slow
+def test_a_reward_that_learns_is_updated_with_every_training_batch_and_resumes(make_recipe, write):
+    path = write(
+        "learns.py",
+        "import torch\n"
+        "from trl_rewards import TrainableReward\n"
+        "class Learns(TrainableReward):\n"
+        "    deterministic = False\n"
+        "    def __post_init__(self):\n"
+        "        self.bias = torch.nn.Parameter(torch.zeros(()))\n"
+        "        self.optimizer = torch.optim.SGD([self.bias], lr=0.5)\n"
+        "    def score(self, samples):\n"
+        "        return [self.bias.item()] * len(samples)\n"
+        "    def update(self, batch):\n"
+        "        loss = (self.bias - 1) ** 2\n"
+        "        loss.backward()\n"
+        "        self.optimizer.step(), self.optimizer.zero_grad()\n"
+        "        return {'loss': loss.item(), 'rows': float(len(batch.rewards))}\n"
+        "    def state_dict(self):\n"
+        "        return {'bias': self.bias.detach(), 'optimizer': self.optimizer.state_dict()}\n"
+        "    def load_state_dict(self, state):\n"
+        "        self.bias.data.copy_(state['bias'])\n"
+        "        self.optimizer.load_state_dict(state['optimizer'])\n",
+    )
+    rewards = ["bleuberi", {"use": f"{path}:Learns", "as": "learns"}]
+    recipe = make_recipe(rewards=rewards, save_strategy="steps", save_steps=1)
+    logs = [log for log in train(recipe).state.log_history if "loss" in log]
+    assert [log["rewards/learns/loss"] for log in logs] == [1.0, 0.0]
+    assert [log["rewards/learns/mean"] for log in logs] == [0.0, 1.0]
+    assert logs[0]["rewards/learns/rows"] == 8
+    again = train(recipe, ["--max_steps", "3", "--resume_from_checkpoint", "true"])
+    assert again.state.log_history[-2]["rewards/learns/mean"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_plugin_that_fails_in_a_hook_is_a_warning(make_recipe, caplog):
+    from trl_rewards import hookimpl
+    from trl_rewards.testing import plugin_manager
+
+    class Fails:
+        @hookimpl
+        def batch_scored(self, batch):
+            raise ValueError("not today")
+
+    with plugin_manager({"fails": Fails()}):
+        assert train(make_recipe()).state.global_step == 2
+    assert "plugin 'fails' failed in batch_scored" in caplog.text
+
+
+@pytest.mark.slow
+def test_extra_columns_of_rows_that_were_scored_apart_are_left_out_and_said(make_recipe, write, caplog):
+    path = write(
+        "extra.py",
+        "def extra(completions, log_extra, **kwargs):\n"
+        "    log_extra('words', [len(str(text).split()) for text in completions])\n"
+        "    return [0.0] * len(completions)\n",
+    )
+    trainer = train(
+        make_recipe(rewards=["bleuberi", {"use": f"{path}:extra", "concurrency": 4}], log_completions=True)
+    )
+    assert "words" not in trainer._logs["extra"]
+    assert "log_extra 'words' came with 1 values for 8 rows" in caplog.text
+
+
+@pytest.mark.slow
 def test_resume_true_goes_on_from_the_newest_checkpoint(make_recipe):
     path = make_recipe(shape=["whiten"], save_strategy="steps", save_steps=1)
     train(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,11 +45,14 @@ def score_file(
     pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
     tokenizer = _tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = _rows_done(out, recipe.signature, batch_size)
+    final = dataset[len(dataset) - 1][completion]
+    last = [len(dataset) - 1, len(final) - 1 if _is_group(final) else 0]  # the row and completion that end the file
+    header = json.dumps({"signature": recipe.signature, "data": _digest(dataset, completion), "last": last}) + "\n"
+    done = _rows_done(out, header, batch_size, len(dataset))
     try:
         with out.open("a", encoding="utf-8") as stream:
             if not done and stream.tell() == 0:
-                stream.write(json.dumps({"signature": recipe.signature}) + "\n")
+                stream.write(header)
             batches = list(_batches(len(dataset), done, batch_size))
             for start, end in track(batches, description="scoring", disable=not batches, transient=True):
                 rows = [dataset[index] for index in range(start, end)]
@@ -117,8 +121,16 @@ def _or_none(value: float) -> float | None:
     return None if value != value else value
 
 
-def _rows_done(out: Path, signature: str, batch_size: int) -> int:
-    """Rows that a file holds in whole batches; the rest is dropped from it. RecipeError if it is of another recipe."""
+def _digest(dataset: Any, completion: str) -> str:
+    """What tells one dataset from another: its size, columns, and first and last hundred rows."""
+    size = len(dataset)
+    rows = [dataset[row] for row in {*range(min(size, 100)), *range(max(size - 100, 0), size)}]
+    text = json.dumps([size, completion, rows], sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _rows_done(out: Path, header: str, batch_size: int, size: int) -> int:
+    """Rows that a file holds in whole batches; the rest is dropped from it. RecipeError if it is of other scores."""
     if not out.exists():
         return 0
     text = out.read_text(encoding="utf-8", errors="replace")
@@ -133,15 +145,19 @@ def _rows_done(out: Path, signature: str, batch_size: int) -> int:
     if not kept:
         out.unlink()
         return 0
-    if json.loads(kept[0])["signature"] != signature:
-        raise RecipeError(
-            [f"--out: {out} holds scores of another pipeline; give another file or delete it", f"this: {signature}"],
-            str(out),
-        )
-    rows = [json.loads(line)["row"] for line in kept[1:]]
+    held, wanted = json.loads(kept[0]), json.loads(header)
+    for what, name in (("pipeline", "signature"), ("dataset", "data")):
+        if held.get(name) != wanted[name]:
+            raise RecipeError(
+                [f"--out: {out} holds scores of another {what}; give another file or delete it: {held.get(name)}"],
+                str(out),
+            )
+    scored = [json.loads(line) for line in kept[1:]]
+    if scored and [scored[-1]["row"], scored[-1]["completion"]] == wanted["last"]:
+        return size
     # Whole batches only: the last row may lack some of its completions, and a combiner may look at the whole batch.
-    done = max(rows, default=0) // batch_size * batch_size
-    kept = kept[:1] + [line for line, row in zip(kept[1:], rows, strict=True) if row < done]
+    done = (scored[-1]["row"] if scored else 0) // batch_size * batch_size
+    kept = kept[:1] + [line for line, row in zip(kept[1:], scored, strict=True) if row["row"] < done]
     out.write_text("".join(kept), encoding="utf-8")
     return done
 

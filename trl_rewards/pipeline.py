@@ -23,6 +23,7 @@ from trl_rewards.components import (
     Scores,
     Shaper,
     Status,
+    TrainableReward,
     resolve_path,
 )
 from trl_rewards.errors import RecipeError, RewardError
@@ -220,6 +221,19 @@ class Pipeline:
         if not advantages.isfinite().all():
             raise RewardError("the advantage gave NaN or infinity for a row that has a reward")
         return advantages
+
+    def update(self, batch: RewardBatch) -> dict[str, float]:
+        """Let the sources that learn do so from a scored batch. Metrics, as `rewards/<source>/<metric>`.
+
+        Every rank must call it, and learns from the same batch with the same random numbers.
+        """
+        metrics: dict[str, float] = {}
+        for source in self.sources:
+            if isinstance(source.reward, TrainableReward):
+                with private_randomness(self.seed + batch.samples.step):
+                    learnt = source.reward.update(batch)
+                metrics |= {f"rewards/{source.name}/{name}": value for name, value in learnt.items()}
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every component, by its path in the recipe."""

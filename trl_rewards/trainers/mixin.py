@@ -170,19 +170,28 @@ class PipelineMixin(_Trainer):
             return output
         batch = self.last_batch
         assert batch is not None
-        rows = len(batch.rewards)
-        if self.pipeline.advantage is None:
-            logged = list(self._logs["advantages"])[-rows:]
-            self.last_advantages = torch.tensor(logged) if len(logged) == rows else None
-            return output
-        if self.pipeline.advantage.level == "token" or "mask" in self.pipeline.advantage.needs:
-            batch = batch._replace(mask=self._gathered_mask(output))
         try:
-            with self._evaluating():
-                advantages = self.pipeline.advantages(batch)
+            self._use_advantages(batch, output)
+            if self.model.training:
+                for name, value in self.pipeline.update(batch).items():
+                    self._metrics["train"][name].append(value)
         except RewardError:
             self._save_what_was_trained()
             raise
+        return output
+
+    def _use_advantages(self, batch: RewardBatch, output: dict[str, Any]) -> None:
+        """Put the recipe's advantages where TRL's are, in its output and in its logs; or note TRL's own."""
+        rows, advantage = len(batch.rewards), self.pipeline.advantage
+        logged = self._logs["advantages"]  # a bounded deque, whose last rows are TRL's advantages of this batch
+        if advantage is None:
+            last = list(logged)[-rows:]
+            self.last_advantages = torch.tensor(last) if len(last) == rows else None
+            return
+        if advantage.level == "token" or "mask" in advantage.needs:
+            batch = batch._replace(mask=self._gathered_mask(output))
+        with self._evaluating():
+            advantages = self.pipeline.advantages(batch)
         assert advantages is not None
         local = len(output["advantages"])
         first = self.accelerator.process_index * local
@@ -191,12 +200,10 @@ class PipelineMixin(_Trainer):
             mine = mine[:, : output["completion_ids"].size(1)]  # the gathered width is the widest rank's
         output["advantages"] = mine.to(output["advantages"].dtype)
         per_row = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
-        logged = self._logs["advantages"]  # a bounded deque, whose last rows are TRL's advantages of this batch
         for _ in range(min(rows, len(logged))):
             logged.pop()
         logged.extend(per_row.tolist())
         self.last_advantages = per_row
-        return output
 
     def _evaluating(self) -> Any:
         """Evaluation leaves no trace in the pipeline's state."""
