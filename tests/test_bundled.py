@@ -77,7 +77,8 @@ def test_the_quickstart_learns(tmp_path):
     assert done.returncode == 0, done.stderr
     logs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     exact = [log["eval_rewards/exact_match/mean"] for log in logs if "eval_reward" in log]
-    assert exact[-1] > exact[0] + 0.15, exact
+    assert exact[0] < 0.65, exact
+    assert exact[-1] > 0.8, exact
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "recipe.yaml").is_file()
     assert "bleuberi" in (tmp_path / "signature.txt").read_text()

@@ -518,3 +518,30 @@ def test_model_in_4_bit_scores_near_the_full_one(reward_model_path, tmp_path):
     quantised = torch.tensor(reward.score(samples))
     assert type(reward._model.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     assert 0 < (full - quantised).abs().max() < full.std()
+
+
+@pytest.mark.slow
+def test_an_encoder_gets_the_special_tokens_that_it_was_trained_with(tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = {word: index for index, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "why", "because", "so"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
+    fast.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    bert = BertForSequenceClassification(BertConfig(vocab_size=7, num_labels=1, **sizes)).eval()
+    bert.save_pretrained(tmp_path)
+    texts = ["why because so", "why so"]
+    with torch.no_grad():
+        expected = [
+            bert(**fast([text], return_tensors="pt", return_token_type_ids=False)).logits.item() for text in texts
+        ]
+    reward = model(str(tmp_path))
+    scores = reward.score(make_samples(["because so", "so"], prompts=["why ", "why "]))
+    assert scores == pytest.approx(expected, abs=1e-5)

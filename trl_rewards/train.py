@@ -79,7 +79,7 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
     splits = _load_data(recipe, script, mixture)
     train_data = splits[script.dataset_train_split]
     eval_data = None
-    if training_args.eval_strategy != "no":
+    if training_args.eval_strategy != "no" or training_args.eval_on_start:
         if script.dataset_test_split not in splits:
             there = ", ".join(splits)
             raise RecipeError(
