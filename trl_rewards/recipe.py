@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from trl_rewards.components import Advantage
 from trl_rewards.errors import RecipeError, did_you_mean
@@ -218,9 +219,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} is written twice", key.start_mark
-                    )
+                    raise ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -240,7 +239,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 def _read_yaml(file: str, source: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
-            raw = yaml.load(stream, _Loader)  # noqa: S506: a SafeLoader
+            raw = yaml.load(stream, _Loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
