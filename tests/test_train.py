@@ -339,3 +339,13 @@ def test_a_negative_weight_is_refused_where_the_combiner_has_no_use_for_it(make_
     path = make_recipe(combine="min", rewards=["bleuberi", {"use": "exact_match", "weight": -1}])
     said = problems_of(path)
     assert "combine: 'min' knows no negative weight (got -1)" in said
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(make_recipe, no_model_is_loaded):
+    with pytest.raises(RecipeError, match="'runs/nope' is not a checkpoint folder"):
+        train(make_recipe(), ["--resume_from_checkpoint", "runs/nope"])
+
+
+def test_a_flag_without_its_number_is_refused(make_recipe):
+    with pytest.raises(RecipeError, match="max_steps: must be int, got True"):
+        Recipe.load(make_recipe(), ["--max_steps"])

@@ -47,7 +47,11 @@ def score_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if _is_group(final) else 0]  # the row and completion that end the file
-    header = json.dumps({"signature": recipe.signature, "data": _digest(dataset, completion), "last": last}) + "\n"
+    sources = hashlib.blake2b(
+        repr([source.signature for source in pipeline.sources]).encode(), digest_size=8
+    ).hexdigest()
+    held = {"signature": recipe.signature, "sources": sources, "data": _digest(dataset, completion), "last": last}
+    header = json.dumps(held) + "\n"
     done = _rows_done(out, header, batch_size, len(dataset))
     try:
         with out.open("a", encoding="utf-8") as stream:
@@ -146,7 +150,8 @@ def _rows_done(out: Path, header: str, batch_size: int, size: int) -> int:
         out.unlink()
         return 0
     held, wanted = json.loads(kept[0]), json.loads(header)
-    for what, name in (("pipeline", "signature"), ("dataset", "data")):
+    kinds = (("pipeline", "signature"), ("version of a reward's code", "sources"), ("dataset", "data"))
+    for what, name in kinds:
         if held.get(name) != wanted[name]:
             raise RecipeError(
                 [f"--out: {out} holds scores of another {what}; give another file or delete it: {held.get(name)}"],

@@ -587,7 +587,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             problems.append(f"{key}: unknown key{did_you_mean(str(key), [*fields, *OWN_KEYS])}")
         elif value is not None and fields[key] is not None:
             try:
-                pydantic.TypeAdapter(fields[key]).validate_python(value)
+                # Strictly where it is a word like true, which would pass for the number 1.
+                pydantic.TypeAdapter(fields[key]).validate_python(value, strict=isinstance(value, bool) or None)
             except pydantic.ValidationError:
                 problems.append(f"{key}: must be {_type_text(fields[key])}, got {value!r}")
             except pydantic.PydanticSchemaGenerationError:

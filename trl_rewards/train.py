@@ -41,12 +41,13 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
     """Train a recipe and return the trainer. Raises RecipeError before any model is loaded if something is wrong."""
     recipe = Recipe.load(config, overrides)
     os.environ.update({str(name): str(value) for name, value in (recipe.trl.get("env") or {}).items()})
+    resume = resume_point(parse_trl(recipe)[1], recipe.source)
     trainer, training_args = build_trainer(recipe)
     if trainer.accelerator.is_main_process:
         recipe.save(training_args.output_dir)
     trainer.accelerator.print(f"signature {recipe.signature}")
     try:
-        trainer.train(resume_from_checkpoint=resume_point(training_args))
+        trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(training_args.output_dir)
     finally:
         trainer.pipeline.close()
@@ -158,12 +159,14 @@ def _add_callbacks(trainer: Any) -> None:
     trainer.add_callback(RunRecorder(trainer))
 
 
-def resume_point(training_args: Any) -> str | None:
+def resume_point(training_args: Any, source: str) -> str | None:
     """`resume_from_checkpoint: true` means the newest checkpoint in `output_dir`, if there is one."""
     wanted = training_args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() != "true":
+        if not Path(str(wanted), "trainer_state.json").is_file():
+            raise RecipeError([f"resume_from_checkpoint: {wanted!r} is not a checkpoint folder"], source)
         return str(wanted)
     from transformers.trainer_utils import get_last_checkpoint
 

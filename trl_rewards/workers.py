@@ -92,8 +92,10 @@ class WorkerPool:
             self._idle.pop().kill()
 
     def __del__(self):
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 (contextlib may be gone at the interpreter's end)
             self.close()
+        except Exception:
+            pass
 
     def __getstate__(self):
         raise TypeError("a WorkerPool does not pickle; make one in each process")
