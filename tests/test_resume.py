@@ -235,6 +235,20 @@ def test_save_steps_inside_a_generation_batch_is_warned_of(policy_path, tmp_path
 
 
 @pytest.mark.slow
+def test_a_stock_trl_checkpoint_resumes_unless_the_pipeline_needs_a_state(policy_path, tmp_path):
+    stateless = Pipeline([BreaksAt(batches=100)])
+    make_trainer(policy_path, tmp_path, stateless, save_strategy="steps", save_steps=2, max_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / "trl_rewards_rank0.pt").unlink()  # as TRL's own trainer leaves it
+    again = make_trainer(policy_path, tmp_path, stateless, save_strategy="no", max_steps=3)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.global_step == 3
+    whitened = Pipeline([BreaksAt(batches=100)], shape=[load_shaper("whiten")])
+    with pytest.raises(ValueError, match=r"no state of shape\.0"):
+        make_trainer(policy_path, tmp_path, whitened, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.slow
 def test_a_checkpoint_without_the_state_it_needs_is_refused(policy_path, tmp_path):
     make = lambda shape: Pipeline([BreaksAt(batches=100)], shape=shape)  # noqa: E731
     trainer = make_trainer(policy_path, tmp_path, make([]), save_strategy="steps", save_steps=2, max_steps=2)

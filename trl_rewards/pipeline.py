@@ -37,6 +37,7 @@ from trl_rewards.scoring import (
     check_failures,
     close_source,
     drop_rows,
+    failures,
     fill_holes,
     private_randomness,
     score_sources,
@@ -181,9 +182,8 @@ class Pipeline:
         world = world or World.current()
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
         values, status = world.gather(local.values), world.gather(local.status)
-        failures = ((status == Status.FAILED) | (status == Status.TIMEOUT)).any(dim=0)
         reasons: list[list[str]] = [[] for _ in self.sources]
-        if failures.any():
+        if failures(status).any():
             for rank_reasons in world.gather_objects(local.reasons):
                 reasons = [known + more for known, more in zip(reasons, rank_reasons, strict=True)]
         for k, source in enumerate(self.sources):
@@ -289,7 +289,7 @@ class Pipeline:
     ) -> dict[str, float]:
         slowest = world.gather(torch.tensor([seconds], device=device)).amax(dim=0).tolist()
         holes = (scores.status != Status.OK).float().mean(dim=0).tolist()
-        failed = ((scores.status == Status.FAILED) | (scores.status == Status.TIMEOUT)).float().mean(dim=0).tolist()
+        failed = failures(scores.status).float().mean(dim=0).tolist()
         weights = scores.weights.tolist()
         metrics = {"rewards/total/missing": rewards.isnan().float().mean().item()}
         for k, name in enumerate(scores.names):

