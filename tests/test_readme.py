@@ -111,7 +111,10 @@ def test_the_trainer_table_is_true():
     rows = table("trainer")
     assert [row[0].strip("`") for row in rows] == list(TRAINERS)
     for row, kind in zip(rows, TRAINERS.values(), strict=True):
+        assert row[1].startswith("✓") == row[2].startswith("✓") == row[3].startswith("✓") == ("rewards" in kind.keys)
+        assert row[4].startswith("✓") == ("sequence" in kind.levels)
         assert row[5].startswith("✓") == ("token" in kind.levels)
+        assert row[6].startswith("✓") == ("objective" in kind.keys)
 
 
 def test_the_key_tables_are_complete():

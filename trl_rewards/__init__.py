@@ -9,6 +9,8 @@ from trl_rewards.components import (
     Advantage,
     Combiner,
     Context,
+    Objective,
+    Preferences,
     Reward,
     RewardBatch,
     Score,
@@ -22,11 +24,12 @@ from trl_rewards.hookspecs import hookimpl
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from trl_rewards.loading import load_advantage, load_combiner, load_reward, load_shaper
+    from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
     from trl_rewards.trainers.grpo import GRPOTrainer
+    from trl_rewards.trainers.reward import RewardTrainer
     from trl_rewards.trainers.rloo import RLOOTrainer
 
 __version__ = "0.1.0"
@@ -36,11 +39,13 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_combiner": "loading",
     "load_shaper": "loading",
     "load_advantage": "loading",
+    "load_objective": "loading",
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
     "GRPOTrainer": "trainers.grpo",
     "RLOOTrainer": "trainers.rloo",
+    "RewardTrainer": "trainers.reward",
 }
 
 __all__ = [
@@ -49,14 +54,17 @@ __all__ = [
     "Context",
     "Failed",
     "GRPOTrainer",
+    "Objective",
     "Pipeline",
     "PluginError",
+    "Preferences",
     "RLOOTrainer",
     "Recipe",
     "RecipeError",
     "Reward",
     "RewardBatch",
     "RewardError",
+    "RewardTrainer",
     "Samples",
     "Score",
     "Scores",
@@ -66,6 +74,7 @@ __all__ = [
     "hookimpl",
     "load_advantage",
     "load_combiner",
+    "load_objective",
     "load_plugins",
     "load_reward",
     "load_shaper",

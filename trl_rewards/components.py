@@ -1,4 +1,4 @@
-"""The four kinds of component. Subclass one, annotate its options, register it: that is a plugin.
+"""The kinds of component. Subclass one, annotate its options, register it: that is a plugin.
 
 Every subclass becomes a keyword-only dataclass by itself, so its annotated fields are its YAML options. A string
 literal under a field documents it (`trl-rewards show` prints it). Raise plain ValueError or TypeError from
@@ -18,7 +18,7 @@ from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -56,6 +56,11 @@ class Component:
     def reads(self) -> tuple[str, ...]:
         """Dataset columns that this instance reads."""
         return self.columns
+
+    @property
+    def display_name(self) -> str:
+        """The name it has in the recipe, for metrics and messages; its class's where it has none."""
+        return getattr(self, "__name__", type(self).__name__.lower())
 
     def setup(self, context: Context) -> None:
         """Load what is heavy. Called once per process, before the policy is loaded."""
@@ -220,11 +225,57 @@ class Advantage(Component):
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")
 
 
+class Preferences(NamedTuple):
+    """B preference pairs as the reward model in training scored them, on this process."""
+
+    chosen: Tensor
+    """(B,) float32 rewards, with gradient."""
+    rejected: Tensor
+    """(B,) float32 rewards, with gradient."""
+    loss: Tensor
+    """() TRL's own loss: Bradley-Terry, with `margin` and `center_rewards_coefficient` where they are set."""
+    columns: Mapping[str, Any]
+    """The columns that the objective reads: (B,) float32 tensors of numbers, else lists of length B."""
+    hidden: Tensor | None = None
+    """(2B, H) what the score head sees at the scored position, chosen rows first; for objectives that need it."""
+
+
+class Objective(Component):
+    """What a reward model learns from preference pairs, inside TRL's RewardTrainer.
+
+    The model is run once per batch, by TRL; TRL logs accuracy and margin of the pairs whatever the objective is.
+    Statistics over the batch are those of one process's micro-batch, unless the objective gathers them itself.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """{"hidden"}: fields of Preferences that cost something and are only there on demand."""
+    own_loss: ClassVar[bool] = False
+    """It does not use `Preferences.loss`: `center_rewards_coefficient` and a column `margin` are refused with it."""
+
+    def attach(self, model: Any, tokenizer: Any, fresh: Sequence[str]) -> list[int]:
+        """Make the model and its tokenizer ready, before LoRA is put on and the data are tokenised.
+
+        `fresh`: names of weights that the checkpoint lacks, such as a new score head's. Returns ids of tokens that
+        were added to the vocabulary; with LoRA their embeddings are trained too.
+        """
+        return []
+
+    def tokenize(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
+        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. Rows longer than TRL's
+        `max_length` are then dropped."""
+        return None
+
+    def loss(self, batch: Preferences) -> Tensor:
+        """() what is minimised; a mean over the pairs of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
+
+
 KINDS: dict[str, type[Component]] = {
     "reward": Reward,
     "combiner": Combiner,
     "shaper": Shaper,
     "advantage": Advantage,
+    "objective": Objective,
 }
 
 

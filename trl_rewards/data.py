@@ -41,7 +41,8 @@ def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
         problems.append(f"dataset_train_split: no split {script.dataset_train_split!r} (there is {there})")
     if problems:
         raise RecipeError(problems, recipe.source)
-    mapped = {name: map_columns(dataset, recipe.dataset, recipe.source) for name, dataset in splits.items()}
+    needed = ("prompt",) if recipe.trains_policy else ("chosen", "rejected")
+    mapped = {name: map_columns(dataset, recipe.dataset, recipe.source, needed) for name, dataset in splits.items()}
     return type(splits)(mapped)
 
 
@@ -90,8 +91,13 @@ def _builder(path: Path) -> str:
     return _BUILDERS[path.suffix]
 
 
-def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> Dataset:
-    """Rename columns as `dataset.columns` says, and make chat prompts where the recipe asks for them."""
+def map_columns(
+    dataset: Dataset, spec: DatasetSpec, source: str = "recipe", needed: tuple[str, ...] = ("prompt",)
+) -> Dataset:
+    """Rename columns as `dataset.columns` says, and make chat prompts where the recipe asks for them.
+
+    RecipeError if a column that is `needed` is not there afterwards.
+    """
     names = list(dataset.column_names or [])
     there = ", ".join(names)
     problems = [
@@ -108,11 +114,13 @@ def map_columns(dataset: Dataset, spec: DatasetSpec, source: str = "recipe") -> 
     ]
     dataset = dataset.remove_columns(taken)
     dataset = dataset.rename_columns({old: new for new, old in spec.columns.items() if new != old})
-    if "prompt" not in (dataset.column_names or ["prompt"]):
-        raise RecipeError(
-            [f"the dataset has no column 'prompt' but {there}; map one: dataset: {{columns: {{prompt: …}}}}"],
-            source,
-        )
+    problems = [
+        f"the dataset has no column {name!r} but {there}; map one: dataset: {{columns: {{{name}: …}}}}"
+        for name in needed
+        if name not in (dataset.column_names or needed)
+    ]
+    if problems:
+        raise RecipeError(problems, source)
     if spec.chat or spec.system_prompt:
         dataset = dataset.map(_to_chat, fn_kwargs={"system_prompt": spec.system_prompt})
     return dataset

@@ -109,8 +109,9 @@ def _used(file: Any) -> dict[str, set[str]]:
     return {
         "reward": names(sources),
         "shaper": names(shapers),
-        "combiner": names([raw.get("combine", "weighted_sum")]),
+        "combiner": names([raw.get("combine", "weighted_sum")] if sources else []),
         "advantage": names([raw.get("advantage")]),
+        "objective": names([raw.get("objective")]),
         "tool": set(),
     }
 
@@ -128,4 +129,5 @@ def example(name: str, kind: str, cls: type[Component]) -> str:
         "shaper": f"  shape: [{use}]",
         "combiner": f"  combine: {use}",
         "advantage": f"  advantage: {use}",
+        "objective": f"  trainer: reward\n  objective: {use}",
     }.get(kind, f"  {use}")

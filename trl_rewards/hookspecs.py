@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from trl_rewards.components import Advantage, Combiner, Reward, Shaper
+    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Shaper
     from trl_rewards.recipe import Recipe
 
 PROJECT = "trl_rewards"  # plugin manager, marker and entry-point group share this name
@@ -42,6 +42,12 @@ def register_shapers() -> Mapping[str, type[Shaper] | str]:
 @hookspec
 def register_advantages() -> Mapping[str, type[Advantage] | str]:
     """Advantages (N,) -> (N,) or (N, T), by the name that recipes use under `advantage:`."""
+    return {}
+
+
+@hookspec
+def register_objectives() -> Mapping[str, type[Objective] | str]:
+    """Objectives of reward-model training, by the name that recipes with `trainer: reward` use under `objective:`."""
     return {}
 
 

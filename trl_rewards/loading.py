@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from trl_rewards.components import Advantage, Combiner, Component, Context, Reward, Score, Shaper
+from trl_rewards.components import Advantage, Combiner, Component, Context, Objective, Reward, Score, Shaper
 from trl_rewards.errors import PluginError, RecipeError, did_you_mean
 from trl_rewards.plugins import component_class, load_target
 from trl_rewards.samples import Failed, Samples
@@ -43,6 +43,11 @@ def load_shaper(use: str, /, **options: Any) -> Shaper:
 def load_advantage(use: str, /, **options: Any) -> Advantage:
     """An advantage by name. Raises as `load_reward` does."""
     return _load("advantage", use, options)
+
+
+def load_objective(use: str, /, **options: Any) -> Objective:
+    """An objective of reward-model training by name. Raises as `load_reward` does."""
+    return _load("objective", use, options)
 
 
 def _load(kind: str, use: str, options: dict[str, Any]) -> Any:

@@ -69,6 +69,8 @@ class Pipeline:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"sources must have different names, got {', '.join(names)}; name them with `as:`")
+        for source in self.sources:
+            source.reward.__name__ = source.name  # ty: ignore[unresolved-attribute]
         self.combine = combine or load_combiner("weighted_sum")
         self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
         self.shape = list(shape)
@@ -78,7 +80,7 @@ class Pipeline:
         self.base_dir = base_dir
         """Folder that components' relative paths start from."""
         if advantage and len(self.sources) > 1 and (passed := self._passed_over(advantage)):
-            logger.warning("advantage %s takes each source alone: it passes over %s", _name(advantage), passed)
+            logger.warning("advantage %s takes each source alone: it passes over %s", advantage.display_name, passed)
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
 
@@ -134,7 +136,7 @@ class Pipeline:
     def _passed_over(self, advantage: Advantage) -> str:
         """What the recipe asks for and an advantage of each source alone does not see."""
         ignored = advantage.passes_over()
-        combine = "combine" if "combine" in ignored and _name(self.combine) != "weighted_sum" else ""
+        combine = "combine" if "combine" in ignored and self.combine.display_name != "weighted_sum" else ""
         return " and ".join(filter(None, [combine, "shape" if "shape" in ignored and self.shape else ""]))
 
     def components(self) -> dict[str, Component]:
@@ -315,11 +317,6 @@ def _entries(path: str) -> list[str]:
     return [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else []
 
 
-def _name(component: Any) -> str:
-    """The name a component was loaded by, or its class's."""
-    return getattr(component, "__name__", type(component).__name__.lower())
-
-
 def _blamed(path: str, component: Any, *arguments: Any) -> torch.Tensor:
     """Call a component; what it raises says where in the recipe it is. Every rank computes, and raises, the same."""
     try:
@@ -352,4 +349,6 @@ def _plain(reward: Any) -> Source:
     """A bare reward object as a source under its own name."""
     if not isinstance(reward, Reward):
         raise TypeError(f"{reward!r} is not a Reward; wrap a function with load_reward('package.module:function')")
-    return Source(name=_name(reward), reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward))
+    return Source(
+        name=reward.display_name, reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward)
+    )

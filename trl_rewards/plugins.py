@@ -35,6 +35,7 @@ _REGISTRATIONS = {  # hook -> kind of component it declares
     "register_combiners": "combiner",
     "register_shapers": "shaper",
     "register_advantages": "advantage",
+    "register_objectives": "objective",
     "register_tools": "tool",
 }
 _VARIABLES = ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE")

@@ -1,8 +1,8 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `dataset` and `base_dir`; any other is a field of
-TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A
-`trl grpo` config is a recipe: its `reward_funcs` become sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `objective`, `dataset` and `base_dir`; any other is
+a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and
+meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ from trl_rewards.plugins import load_plugins
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
-OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "dataset", "base_dir")
+OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "objective", "dataset", "base_dir")
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
 
 
 @dataclass(frozen=True)
 class TrainerKind:
-    """What a trainer's advantages may be."""
+    """What a trainer takes of our keys, and what its advantages may be."""
 
     config: str  # the class in trl
-    levels: tuple[str, ...]
-    provides: frozenset[str]
+    keys: tuple[str, ...]
+    levels: tuple[str, ...] = ()
+    provides: frozenset[str] = frozenset()
 
 
+_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage")
 TRAINERS = {
-    "grpo": TrainerKind("GRPOConfig", ("sequence", "token"), frozenset({"mask"})),
-    "rloo": TrainerKind("RLOOConfig", ("sequence",), frozenset({"mask"})),
+    "grpo": TrainerKind("GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
+    "rloo": TrainerKind("RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
+    "reward": TrainerKind("RewardConfig", ("objective",)),
 }
 
 
@@ -100,6 +103,7 @@ class Recipe:
     combine: Spec
     shape: list[Spec]
     advantage: Spec | None
+    objective: Spec | None
     dataset: DatasetSpec
     trl: dict[str, Any]
     """TRL's flat keys, overrides applied."""
@@ -134,6 +138,11 @@ class Recipe:
         return recipe
 
     @property
+    def trains_policy(self) -> bool:
+        """Whether rewards train a policy; otherwise the recipe trains a reward model."""
+        return "rewards" in TRAINERS[self.trainer].keys
+
+    @property
     def signature(self) -> str:
         """What makes two runs comparable, in one line to paste beside a result."""
         sources = "+".join(
@@ -144,9 +153,13 @@ class Recipe:
             + (f"|missing:{source.running['on_missing']}" if "on_missing" in source.running else "")
             for source in self.rewards
         )
-        parts = [f"trainer:{self.trainer}", f"rewards:{sources}", f"combine:{self.combine}"]
-        parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
-        parts += [f"advantage:{self.advantage or 'trl'}"]
+        parts = [f"trainer:{self.trainer}"]
+        if self.trains_policy:
+            parts += [f"rewards:{sources}", f"combine:{self.combine}"]
+            parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
+            parts += [f"advantage:{self.advantage or 'trl'}"]
+        else:
+            parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
         return "  ".join(parts)
 
@@ -154,9 +167,11 @@ class Recipe:
         """Versions of trl-rewards, trl and the plugins that own the recipe's components."""
         versions = {name: _version(name) for name in ("trl-rewards", "trl")}
         registry = load_plugins()
-        used = [("reward", source.use) for source in self.rewards] + [("combiner", self.combine.use)]
+        used = [("reward", source.use) for source in self.rewards]
+        used += [("combiner", self.combine.use)] if self.trains_policy else []
         used += [("shaper", spec.use) for spec in [*self.shape, *(s for source in self.rewards for s in source.shape)]]
         used += [("advantage", self.advantage.use)] if self.advantage else []
+        used += [("objective", self.objective.use)] if self.objective else []
         for kind, use in used:
             if ":" in use:
                 continue
@@ -348,20 +363,29 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
     if isinstance(resume := flat.get("resume_from_checkpoint"), bool):  # a path for TRL, or a word for us
         flat["resume_from_checkpoint"] = str(resume).lower()
-    entries = _sources_of_trl_keys(flat, problems)
+    entries = _sources_of_trl_keys(flat, problems) if trainer != "reward" else {}
     own = raw.get("rewards", [])
     if not isinstance(own, list):
         problems.append(f"rewards: must be a list of sources (`- use: name`), got {type(own).__name__}")
         own = []
     entries |= {f"rewards[{index}]": entry for index, entry in enumerate(own)}
     rewards = [parsed for path, entry in entries.items() if (parsed := _parse_source(entry, path, problems))]
-    if not rewards and not problems:
+    foreign = [key for kind in TRAINERS.values() for key in kind.keys if raw.get(key) is not None]
+    if trainer in TRAINERS:
+        for key in dict.fromkeys(foreign):
+            if key not in TRAINERS[trainer].keys:
+                takes = ", ".join(TRAINERS[trainer].keys)
+                problems.append(f"{key}: trainer {trainer!r} does not take it (it takes {takes})")
+    if not rewards and not problems and "rewards" in TRAINERS[trainer].keys:
         problems.append("rewards: at least one source is needed, such as `rewards: [{use: bleuberi}]`")
     seen: set[str] = set()
     for parsed in rewards:
         if parsed.name in seen:
             problems.append(f"{parsed.path}: another source is called {parsed.name!r} already; name it with `as:`")
         seen.add(parsed.name)
+    dataset = _parse_dataset(raw.get("dataset"), problems)
+    if trainer == "reward" and (dataset.chat or dataset.system_prompt):
+        problems.append("dataset: chat and system_prompt make chat prompts; preference pairs must be chats already")
     recipe = Recipe(
         source=source,
         base_dir=str(raw.get("base_dir", base_dir)),
@@ -370,7 +394,8 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         combine=_parse_spec(raw.get("combine", "weighted_sum"), "combine", problems) or Spec("weighted_sum"),
         shape=_parse_shape(raw.get("shape"), "shape", problems),
         advantage=_parse_spec(raw["advantage"], "advantage", problems) if raw.get("advantage") is not None else None,
-        dataset=_parse_dataset(raw.get("dataset"), problems),
+        objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
+        dataset=dataset,
         trl=flat,
         raw=raw,
     )
@@ -539,6 +564,8 @@ def check_components(recipe: Recipe) -> list[str]:
                 problems.append(f"{path}.cache: {source.name!r} scores whole groups, whose scores are not kept")
             elif not reward.deterministic:
                 problems.append(f"{path}.cache: {source.name!r} does not say that it is deterministic")
+    if recipe.objective:
+        make("objective", recipe.objective, "objective")
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         make("shaper", spec, f"shape[{step}]")

@@ -18,7 +18,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards import plugins
-from trl_rewards.components import Advantage, Combiner, Component, Reward, RewardBatch, Score, Scores, Shaper
+from trl_rewards.components import (
+    Advantage,
+    Combiner,
+    Component,
+    Objective,
+    Preferences,
+    Reward,
+    RewardBatch,
+    Score,
+    Scores,
+    Shaper,
+)
 from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples, Text
 
@@ -239,6 +250,39 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
         assert (run(special, 4) == 0).all(), f"rewards {special} must give 0"
     _check_state(advantage)
     assert torch.is_tensor(advantage(make_batch([0.0, high], 2)))
+
+
+def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
+    """An objective's loss is one finite number, also for extreme rewards, and on the whole lowers when chosen answers
+    score higher and rejected ones lower. `columns`: three values each, of the columns that it reads."""
+    import torch
+
+    tensors = {
+        name: torch.tensor(values, dtype=torch.float32)
+        if all(isinstance(value, int | float) for value in values)
+        else list(values)
+        for name, values in columns.items()
+    }
+
+    def run(chosen: list[float], rejected: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+        better, worse = (torch.tensor(rewards, requires_grad=True) for rewards in (chosen, rejected))
+        trl_loss = -torch.nn.functional.logsigmoid(better - worse).mean()
+        hidden = torch.stack([better, worse], dim=-1).T.reshape(-1, 1).expand(-1, 4)
+        return better, worse, objective.loss(Preferences(better, worse, trl_loss, tensors, hidden))
+
+    better, worse, loss = run([0.5, -0.25, 0.0], [0.25, 0.5, 0.0])
+    assert loss.dim() == 0, f"the loss must be one number, got shape {tuple(loss.shape)}"
+    assert loss.requires_grad, "the loss has no gradient; make it of batch.chosen, batch.rejected or batch.loss"
+    loss.backward()
+    assert better.grad is not None
+    assert worse.grad is not None
+    assert better.grad.sum() < 0 < worse.grad.sum(), (
+        "a step down the loss must raise the chosen answers and lower the rejected; gradients are "
+        f"{better.grad.tolist()} and {worse.grad.tolist()}"
+    )
+    for chosen, rejected in (([60.0] * 3, [-60.0] * 3), ([-60.0] * 3, [60.0] * 3), ([0.0] * 3, [0.0] * 3)):
+        assert run(chosen, rejected)[2].isfinite(), f"rewards {chosen} and {rejected} give no finite loss"
+    _check_state(objective)
 
 
 def _close(got: Tensor, wanted: Tensor, complaint: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(training_args.output_dir)
     finally:
-        trainer.pipeline.close()
+        if trainer.pipeline is not None:
+            trainer.pipeline.close()
     trainer.accelerator.print(
         f"model  {training_args.output_dir}\nreport {os.path.join(training_args.output_dir, 'report.html')}"
     )
@@ -88,56 +89,91 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
                 recipe.source,
             )
         eval_data = splits[script.dataset_test_split]
+    what = "policy" if recipe.trains_policy else "model"
     if not model_args.model_name_or_path:
         raise RecipeError(
-            ["model_name_or_path: a policy is needed: a Hub name, a folder or `bundled:tiny`"], recipe.source
+            [f"model_name_or_path: a {what} is needed: a Hub name, a folder or `bundled:tiny`"], recipe.source
         )
 
-    from transformers import AutoConfig
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_quantization_config
 
     from trl_rewards import data, trainers
-    from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
 
-    pipeline = Pipeline.from_recipe(recipe)
+    ours, missing_columns = _pipeline(recipe) if recipe.trains_policy else _objective(recipe)
     problems = {
         problem: None
         for dataset in (train_data, eval_data)
         if dataset is not None and dataset.column_names
-        for problem in pipeline.missing_columns(dataset.column_names)
+        for problem in missing_columns(dataset.column_names)
     }
     if problems:
         raise RecipeError(problems, recipe.source)
 
-    # As TRL's own scripts do it (trl/scripts/grpo.py).
+    # As TRL's own scripts do it (trl/scripts/grpo.py, reward.py).
+    quantization = get_quantization_config(model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
+        # TRL makes a 4-bit reward model's score head bf16, which then meets hidden states of the model's dtype.
+        "dtype": "bfloat16" if quantization and not recipe.trains_policy else model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    try:
-        policy = data.model_path(model_args.model_name_or_path, recipe.base_dir)
-        AutoConfig.from_pretrained(
-            policy, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        problem = f"model_name_or_path: no model {model_args.model_name_or_path!r}: {said}"
-        raise RecipeError([problem], recipe.source) from error
+    model = data.model_path(model_args.model_name_or_path, recipe.base_dir)
+    if recipe.objective is None:  # an objective may bring an architecture of its own
+        _check_model(model, model_args, training_args.trust_remote_code, recipe.source)
     trainer = trainers.trainer_class(recipe.trainer)(
-        model=policy,
+        model=model,
         args=training_args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        pipeline=pipeline,
+        quantization_config=quantization,
+        peft_config=_peft_config(model_args, recipe),
+        **ours,
     )
     _add_callbacks(trainer)
     load_plugins().tell("trainer_ready", trainer=trainer, recipe=recipe)
     return trainer, training_args
+
+
+def _check_model(path: str, model_args: Any, trust_remote_code: bool, source: str) -> None:
+    """RecipeError if there is no such model: sources should not be set up for nothing."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(path, revision=model_args.model_revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        problem = f"model_name_or_path: no model {model_args.model_name_or_path!r}: {said}"
+        raise RecipeError([problem], source) from error
+
+
+_MissingColumns = Callable[[Sequence[str]], list[str]]
+
+
+def _pipeline(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
+    """The trainer's arguments of ours, and what finds columns that are missing."""
+    from trl_rewards.pipeline import Pipeline
+
+    pipeline = Pipeline.from_recipe(recipe)
+    return {"pipeline": pipeline}, pipeline.missing_columns
+
+
+def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
+    from trl_rewards.trainers.reward import missing_columns, objective_of
+
+    objective = objective_of(recipe)
+    ours = {"objective": objective, "signature": recipe.signature, "base_dir": recipe.base_dir}
+    return ours, lambda names: missing_columns(objective, names)
+
+
+def _peft_config(model_args: Any, recipe: Recipe) -> Any:
+    """TRL's LoRA settings; a reward model's must train its score head too, which PEFT does for this task type."""
+    from trl import get_peft_config
+
+    if not recipe.trains_policy and "lora_task_type" not in recipe.trl:
+        model_args.lora_task_type = "SEQ_CLS"
+    return get_peft_config(model_args)
 
 
 def _load_data(recipe: Recipe, script: Any, mixture: Any) -> Any:

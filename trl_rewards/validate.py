@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from trl_rewards.errors import RecipeError
@@ -12,12 +13,23 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
     """Lines that say what was checked and what could not be. Raises RecipeError with every problem."""
     recipe = Recipe.load(config, overrides)
     from trl_rewards.data import BUNDLED, load_recipe_data
-    from trl_rewards.pipeline import Pipeline
 
     script, _, model, mixture = parse_trl(recipe)
-    pipeline = Pipeline.from_recipe(recipe)
-    lines = [f"{config}: trainer {recipe.trainer}, {len(recipe.rewards)} sources ({', '.join(pipeline.names)})"]
-    problems = [] if model.model_name_or_path else ["model_name_or_path: a policy is needed"]
+    if recipe.trains_policy:
+        from trl_rewards.pipeline import Pipeline
+
+        pipeline = Pipeline.from_recipe(recipe)
+        what = f"{len(recipe.rewards)} sources ({', '.join(pipeline.names)})"
+        missing_columns = pipeline.missing_columns
+    else:
+        from trl_rewards.trainers import reward
+
+        objective = reward.objective_of(recipe)
+        what = f"objective {recipe.objective or 'of TRL'}"
+        missing_columns = functools.partial(reward.missing_columns, objective)
+    lines = [f"{config}: trainer {recipe.trainer}, {what}"]
+    needed = "policy" if recipe.trains_policy else "model"
+    problems = [] if model.model_name_or_path else [f"model_name_or_path: a {needed} is needed"]
     name = script.dataset_name or ""
     local = name.startswith((BUNDLED, ".", "/", "~")) or name.endswith((".json", ".jsonl", ".csv", ".parquet"))
     if not name or local:
@@ -26,7 +38,7 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
         except RecipeError as error:
             problems += error.problems
         else:
-            problems += pipeline.missing_columns(splits[script.dataset_train_split].column_names)
+            problems += missing_columns(splits[script.dataset_train_split].column_names)
             sizes = ", ".join(f"{split} {len(dataset)}" for split, dataset in splits.items())
             lines.append(f"dataset {name}: {sizes} rows")
     else:

@@ -1,1 +1,52 @@
-"""Rewards that are models: loading them and running them within memory."""
+"""Rewards that are models: loading them, running them within memory, and asking judges."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_rewards.models.http import HttpClient
+    from trl_rewards.models.judge import Ask, JudgeReward, ListwiseJudge, PairwiseJudge
+    from trl_rewards.models.options import InProcess
+    from trl_rewards.models.pretrained import Loading, load_pretrained
+    from trl_rewards.models.scorer import Scorer, load_scorer
+    from trl_rewards.models.served import ServedScorer
+
+_LAZY = {  # name -> module; loaded on first use, since torch takes seconds
+    "Ask": "judge",
+    "HttpClient": "http",
+    "InProcess": "options",
+    "JudgeReward": "judge",
+    "ListwiseJudge": "judge",
+    "Loading": "pretrained",
+    "PairwiseJudge": "judge",
+    "Scorer": "scorer",
+    "ServedScorer": "served",
+    "load_pretrained": "pretrained",
+    "load_scorer": "scorer",
+}
+
+__all__ = [
+    "Ask",
+    "HttpClient",
+    "InProcess",
+    "JudgeReward",
+    "ListwiseJudge",
+    "Loading",
+    "PairwiseJudge",
+    "Scorer",
+    "ServedScorer",
+    "load_pretrained",
+    "load_scorer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

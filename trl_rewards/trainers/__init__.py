@@ -1,10 +1,10 @@
-"""TRL's trainers with one more argument, `pipeline=`."""
+"""TRL's trainers with one more argument, `pipeline=` or `objective=`."""
 
 from __future__ import annotations
 
 import importlib
 
-_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer"}
+_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "reward": "RewardTrainer"}
 
 
 def trainer_class(name: str) -> type:

@@ -21,10 +21,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
+from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
+from trl_rewards.trainers.state import read_state, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class PipelineMixin(_Trainer):
                 "a function `def reward(environments, **_): return [e.get_reward() for e in environments]` and "
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
+        keep_4bit_unpacked(self.model)
         self.reward_weights = torch.tensor([1.0] + [0.0] * len(pipeline.sources))
         self._tell = load_plugins().tell
         self._committed_state = pipeline.state_dict()
@@ -232,30 +235,15 @@ class PipelineMixin(_Trainer):
             return
         # Not the state of this moment: a checkpoint on SIGTERM may come after a step's rewards and before its end.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        os.makedirs(folder, exist_ok=True)
-        file = os.path.join(folder, _state_file(self.accelerator.process_index))
-        torch.save({"signature": self.pipeline.signature, "state": self._committed_state}, file + ".tmp")
-        os.replace(file + ".tmp", file)
+        save_state(folder, self.accelerator.process_index, self.pipeline.signature, self._committed_state)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.pipeline is None or checkpoint is None:
             return
-        file = os.path.join(checkpoint, _state_file(self.accelerator.process_index))
-        if not os.path.exists(file):  # fewer ranks wrote it; what follows the gather is the same on every rank
-            file = os.path.join(checkpoint, _state_file(0))
-        if not os.path.exists(file):
-            self.pipeline.load_state_dict({})  # a checkpoint of TRL's own does for a pipeline that keeps no state
-            return
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        if saved["signature"] != self.pipeline.signature:
-            logger.warning(
-                "the checkpoint was written by another pipeline:\n  %s\n  %s",
-                saved["signature"],
-                self.pipeline.signature,
-            )
-        self.pipeline.load_state_dict(saved["state"])
-        self._committed_state = saved["state"]
+        state = read_state(checkpoint, self.accelerator.process_index, self.pipeline.signature)
+        self.pipeline.load_state_dict(state)
+        self._committed_state = state or self.pipeline.state_dict()
 
 
 class _Column:
@@ -297,10 +285,6 @@ def check_seam(cls: type) -> None:
             f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
             f"versions known to work: trl {KNOWN_TRL}"
         )
-
-
-def _state_file(rank: int) -> str:
-    return f"trl_rewards_rank{rank}.pt"
 
 
 def _row_means(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,331 @@
+"""Reward-model training: stock TRL without an objective, and what an objective may see, change and keep."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from trl_rewards import Objective, Recipe, RecipeError, RewardError
+from trl_rewards.testing import check_objective
+from trl_rewards.train import train
+from trl_rewards.validate import validate
+
+ROWS = [
+    {"prompt": f"the {noun} ", "chosen": f"sat {count} times", "rejected": f"ran {count}", "strength": float(count)}
+    for noun in ("cat", "dog", "sky")
+    for count in range(4)
+]
+
+
+class Plain(Objective):
+    """TRL's own loss."""
+
+    def loss(self, batch):
+        return batch.loss
+
+
+class Weighted(Objective):
+    """Bradley-Terry, each pair times its strength."""
+
+    columns = ("strength",)
+    own_loss = True
+
+    scale: float = 1.0
+
+    def loss(self, batch):
+        terms = torch.nn.functional.logsigmoid(batch.chosen - batch.rejected)
+        return -(self.scale * batch.columns["strength"] * terms).mean()
+
+
+class Counting(Objective):
+    """Counts the batches that it has seen, and looks at hidden states."""
+
+    needs = frozenset({"hidden"})
+
+    def __post_init__(self):
+        self.seen = torch.zeros(())
+        self.shapes = []
+
+    def setup(self, context):
+        self.log_metric = context.log_metric
+
+    def loss(self, batch):
+        assert batch.hidden is not None
+        self.shapes.append(tuple(batch.hidden.shape))
+        self.seen = self.seen + 1
+        self.log_metric("seen", float(self.seen))
+        return batch.loss + 0.0 * batch.hidden.float().pow(2).mean()
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+class Marked(Plain):
+    """Puts a token of its own at the end of every answer."""
+
+    def attach(self, model, tokenizer, fresh):
+        self.fresh = list(fresh)
+        tokenizer.add_tokens(["<|mark|>"], special_tokens=True)
+        model.resize_token_embeddings(len(tokenizer))
+        return [tokenizer.convert_tokens_to_ids("<|mark|>")]
+
+    def tokenize(self, row, tokenizer):
+        mark = tokenizer.convert_tokens_to_ids("<|mark|>")
+        return {
+            f"{which}_ids": [*tokenizer(row["prompt"] + row[which])["input_ids"], mark]
+            for which in ("chosen", "rejected")
+        }
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return str(file)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    import trl
+
+    def make(**options):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 3,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "save_strategy": "no",
+            "bf16": False,
+            "disable_tqdm": True,
+        }
+        return trl.RewardConfig(**(defaults | options))
+
+    return make
+
+
+def fit(cls, model, arguments, resume=None, **options):
+    from datasets import Dataset
+
+    trainer = cls(model=model, args=arguments, train_dataset=Dataset.from_list(ROWS), **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, [line for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("objective", [None, Plain()])
+@pytest.mark.parametrize("options", [{}, {"center_rewards_coefficient": 0.1, "gradient_accumulation_steps": 2}])
+def test_trainer_equals_trl_without_an_objective_and_with_one_that_keeps_its_loss(
+    reward_model_path, arguments, objective, options
+):
+    import trl
+
+    from trl_rewards import RewardTrainer
+
+    _, wanted = fit(trl.RewardTrainer, reward_model_path, arguments(**options))
+    _, found = fit(RewardTrainer, reward_model_path, arguments(**options), objective=objective)
+    for key in ("loss", "grad_norm", "accuracy", "margin"):
+        assert [line[key] for line in found] == pytest.approx([line[key] for line in wanted], abs=1e-6), key
+    assert len({line["loss"] for line in found}) > 1
+
+
+def test_objective_sees_its_columns_in_the_batch_s_order(reward_model_path, arguments):
+    from trl_rewards import RewardTrainer
+
+    trainer, lines = fit(RewardTrainer, reward_model_path, arguments(max_steps=1), objective=Weighted())
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["objective_columns"]["strength"].shape == (3,)
+    _, more = fit(RewardTrainer, reward_model_path, arguments(max_steps=1), objective=Weighted(scale=2.0))
+    assert more[0]["loss"] == pytest.approx(2 * lines[0]["loss"], rel=1e-5)
+
+
+def test_hidden_states_are_those_the_head_scores(reward_model_path, arguments):
+    from trl_rewards import RewardTrainer
+
+    class Scored(Objective):
+        """Recomputes the scores from the hidden states."""
+
+        needs = frozenset({"hidden"})
+
+        def attach(self, model, tokenizer, fresh):
+            self.model = model
+            return []
+
+        def loss(self, batch):
+            assert batch.hidden is not None
+            scores = self.model.score(batch.hidden)[:, 0].float()
+            torch.testing.assert_close(scores, torch.cat([batch.chosen, batch.rejected]))
+            return batch.loss
+
+    fit(RewardTrainer, reward_model_path, arguments(max_steps=2), objective=Scored())
+
+
+def test_state_of_an_objective_is_resumed_and_its_metrics_are_logged(reward_model_path, arguments, tmp_path):
+    from trl_rewards import RewardTrainer
+
+    _, straight = fit(RewardTrainer, reward_model_path, arguments(), objective=Counting())
+    halves = arguments(save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "halves"))
+    halves.max_steps = 4
+    fit(RewardTrainer, reward_model_path, halves, objective=Counting())
+    again = Counting()
+    _, resumed = fit(
+        RewardTrainer, reward_model_path, halves, resume=str(tmp_path / "halves" / "checkpoint-2"), objective=again
+    )
+    assert [line["seen"] for line in straight] == [1, 2, 3, 4]
+    assert [line["seen"] for line in resumed][-2:] == [3, 4]
+    assert [line["loss"] for line in resumed][-2:] == pytest.approx([line["loss"] for line in straight][-2:])
+    assert set(again.shapes) == {(6, 32)}
+
+
+def test_objective_may_add_tokens_and_tokenise_also_with_lora(policy_path, arguments, tmp_path):
+    from peft import LoraConfig
+
+    from trl_rewards import RewardTrainer
+
+    objective = Marked()
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
+    trainer, _ = fit(RewardTrainer, policy_path, arguments(max_steps=2), objective=objective, peft_config=lora)
+    assert objective.fresh == ["score.weight"]  # a causal language model has no score head
+    mark = trainer.processing_class.convert_tokens_to_ids("<|mark|>")
+    assert all(row["chosen_ids"][-1] == mark for row in trainer.train_dataset)
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert any("trainable_tokens" in name for name in trained)
+    assert any("score" in name for name in trained)
+
+
+def test_arguments_that_an_objective_would_pass_over_are_refused(reward_model_path, arguments):
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    with pytest.raises(ValueError, match="center_rewards_coefficient"):
+        fit(RewardTrainer, reward_model_path, arguments(center_rewards_coefficient=0.1), objective=Weighted())
+    rows = Dataset.from_list([row | {"margin": 1.0} for row in ROWS])
+    with pytest.raises(ValueError, match="margin"):
+        RewardTrainer(reward_model_path, arguments(), train_dataset=rows, objective=Weighted())
+
+
+def test_a_wrong_model_is_named(arguments, tmp_path):
+    from trl_rewards import RewardTrainer
+
+    with pytest.raises(RewardError, match="model_name_or_path: no model"):
+        fit(RewardTrainer, str(tmp_path / "nothing"), arguments(), objective=Plain())
+
+
+@pytest.fixture
+def recipe(write, pairs, policy_path, tmp_path):
+    def make(text="", **overrides):
+        return write(
+            "recipe.yaml",
+            f"trainer: reward\nmodel_name_or_path: {policy_path}\ndataset_name: {pairs}\nmax_steps: 2\n"
+            f"per_device_train_batch_size: 3\nlogging_steps: 1\nreport_to: none\noutput_dir: {tmp_path / 'out'}\n"
+            f"save_strategy: no\n{text}",
+        )
+
+    return make
+
+
+OBJECTIVE = f"objective: {{use: '{__file__}:Weighted', with: {{scale: 0.5}}}}\n"
+
+
+def test_a_recipe_trains_a_reward_model_that_model_then_scores_with(recipe, tmp_path, capsys):
+    from trl_rewards import load_reward
+
+    path = recipe(OBJECTIVE)
+    assert validate(path)[0].endswith(f"trainer reward, objective {__file__}:Weighted(scale:0.5)")
+    train(path)
+    out = tmp_path / "out"
+    assert "trainer:reward  objective:" in (out / "signature.txt").read_text()
+    assert (out / "report.html").is_file()
+    assert "accuracy" in capsys.readouterr().out
+    scores = load_reward("model", path=str(out), dtype="float32")(prompts=["the cat "], completions=["sat 2 times"])
+    assert isinstance(scores[0], float)
+    assert (out / "recipe.yaml").is_file()
+    Recipe.load(out / "recipe.yaml")
+
+
+def test_a_recipe_without_an_objective_is_trl_s_own(recipe):
+    trainer = train(recipe())
+    assert trainer.preference_objective is None
+    assert "objective:trl" in Recipe.load(recipe()).signature
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_a_4bit_reward_model_with_evaluations(recipe, tmp_path):
+    import bitsandbytes
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    path = recipe(OBJECTIVE + "load_in_4bit: true\nuse_peft: true\nlora_r: 2\nlora_target_modules: [q_proj, v_proj]\n")
+    overrides = ["--model_name_or_path", str(tmp_path / "llama"), "--eval_strategy", "steps", "--eval_steps", "1"]
+    trainer = train(path, [*overrides, "--dataset_test_split", "train"])
+    modules = [module for module in trainer.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert modules
+    assert not any(module.support_avx512bf16_for_cpu for module in modules)
+    assert [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rewards: [length]\n", "rewards: trainer 'reward' does not take it (it takes objective)"),
+        ("combine: mean\n", "combine: trainer 'reward' does not take it"),
+        ("objective: no_such\n", "objective.use: unknown objective 'no_such'"),
+        (f"objective: {{use: '{__file__}:Weighted', with: {{scal: 1.0}}}}\n", "did you mean 'scale'"),
+        ("dataset: {chat: true}\n", "preference pairs must be chats already"),
+        ("num_generations: 4\n", "num_generations: unknown key"),
+    ],
+)
+def test_a_reward_recipe_s_mistakes_are_said(recipe, text, problem):
+    with pytest.raises(RecipeError) as error:
+        validate(recipe(text))
+    assert problem in str(error.value)
+
+
+def test_a_policy_recipe_with_an_objective_is_refused(write):
+    path = write("r.yaml", "rewards: [length]\nobjective: polar\n")
+    with pytest.raises(RecipeError, match="objective: trainer 'grpo' does not take it"):
+        Recipe.load(path, check_trl=False)
+
+
+def test_missing_columns_are_said_before_the_model_is_loaded(recipe):
+    path = recipe(OBJECTIVE + "dataset: {columns: {strong: strength}}\n")
+    with pytest.raises(RecipeError, match="objective needs dataset column 'strength'"):
+        train(path)
+    path = recipe("dataset: {columns: {winner: chosen}}\n")
+    with pytest.raises(RecipeError, match="the dataset has no column 'chosen'"):
+        train(path)
+
+
+def test_the_kit_checks_objectives():
+    check_objective(Weighted(), strength=[1.0, 2.0, 0.5])
+
+    class Sign(Objective):
+        """Wrong way round."""
+
+        def loss(self, batch):
+            return (batch.chosen - batch.rejected).mean()
+
+    class NoGradient(Objective):
+        """Detached."""
+
+        def loss(self, batch):
+            return batch.loss.detach()
+
+    with pytest.raises(AssertionError, match="raise the chosen"):
+        check_objective(Sign())
+    with pytest.raises(AssertionError, match="gradient"):
+        check_objective(NoGradient())

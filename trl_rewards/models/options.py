@@ -1,0 +1,54 @@
+"""The options that every reward with a model in this process has in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from trl_rewards.components import Context, Reward, resolve_path
+
+if TYPE_CHECKING:
+    from trl_rewards.models.pretrained import Loading
+
+
+class InProcess(Reward):
+    """A reward whose model may run in this process. Loaded on each rank, before the policy, outside its DeepSpeed."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, …; None: the model's own choice."""
+    adapter: str | None = None
+    """Folder or Hub name of a LoRA adapter that is put on the model."""
+    load_in_4bit: bool = False
+    """bitsandbytes nf4, whatever the policy's quantisation is."""
+    load_in_8bit: bool = False
+    """bitsandbytes int8, whatever the policy's quantisation is."""
+    device: str = "same"
+    """Where it runs: `same` as the policy on this rank, `cpu`, or another accelerator such as `cuda:1`."""
+    offload: bool = False
+    """Keep the weights in CPU memory between scoring phases. Not with load_in_8bit."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
+
+    def __post_init__(self):
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("set load_in_4bit or load_in_8bit, not both")
+        if self.offload and self.load_in_8bit:
+            raise ValueError("offload moves weights, and bitsandbytes int8 weights cannot be moved; use load_in_4bit")
+
+    def loading(self, path: str, context: Context) -> Loading:
+        """These options for a model, its paths resolved against the recipe's folder."""
+        from trl_rewards.models.pretrained import Loading, default_device
+
+        return Loading(
+            path=resolve_path(path, context.base_dir),
+            revision=self.revision,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            adapter=resolve_path(self.adapter, context.base_dir) if self.adapter else None,
+            quantization="4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
+            device=(context.device or default_device()) if self.device == "same" else self.device,
+            offload=self.offload,
+            trust_remote_code=self.trust_remote_code,
+        )

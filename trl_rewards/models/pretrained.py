@@ -1,0 +1,216 @@
+"""Loading a model for scoring: the one place that calls `from_pretrained` for rewards and judges."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.integrations import deepspeed
+
+from trl_rewards.errors import RewardError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, how it is loaded, and where it is kept."""
+
+    path: str
+    """Folder or Hub name."""
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    attn_implementation: str | None = None
+    adapter: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    device: Any = None
+    """torch.device or its name; None: `default_device()`."""
+    offload: bool = False
+    """Keep the weights in CPU memory outside `at_work`."""
+    trust_remote_code: bool = False
+
+
+def default_device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def device_of(loading: Loading) -> torch.device:
+    """The device that the model works on. RewardError if this machine does not have it."""
+    name = loading.device or default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RewardError(f"device: {name!r} is none; use 'same', 'cpu' or an accelerator such as 'cuda:1'") from error
+    if device.type == "cpu":
+        return device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or device.type != accelerator.type or (device.index or 0) >= count:
+        there = ", ".join(["cpu", *(f"{accelerator}:{index}" for index in range(count))])
+        raise RewardError(f"device: {name!r} is not there; this process sees {there}")
+    return device
+
+
+def load_config(loading: Loading, what: str = "model") -> Any:
+    """The model's config. RewardError if there is no such model; `what` is what the message calls it."""
+    try:
+        return AutoConfig.from_pretrained(
+            loading.path, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise RewardError(f"no {what} at {loading.path!r}: {_first_line(error)}") from error
+
+
+def load_tokenizer(loading: Loading) -> Any:
+    """The model's tokenizer, with a pad token. RewardError if it has none."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            loading.path, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise RewardError(f"no tokenizer at {loading.path!r}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_pretrained(auto_class: Any, loading: Loading, **options: Any) -> tuple[Any, list[str]]:
+    """The model in evaluation mode on its device, and the names of weights that its checkpoint lacks.
+
+    `auto_class` is `AutoModelForCausalLM` or the like, or a model class; `options` go to its `from_pretrained`.
+    Weights that the adapter brings (a trained head among `modules_to_save`) count as there. RewardError if it cannot
+    be loaded, the device is not there, or the adapter does not fit.
+    """
+    device = device_of(loading)
+    options = {
+        "revision": loading.revision,
+        "trust_remote_code": loading.trust_remote_code,
+        "dtype": getattr(torch, loading.dtype),
+    } | options
+    if loading.attn_implementation:
+        options["attn_implementation"] = loading.attn_implementation
+    if loading.quantization:
+        options["quantization_config"] = _quantization(loading)
+        options["device_map"] = {"": device}
+    try:
+        with outside_deepspeed():
+            model, info = auto_class.from_pretrained(loading.path, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise RewardError(f"{loading.path!r} cannot be loaded: {_first_line(error)}") from error
+    missing = set(info["missing_keys"])
+    keep_4bit_unpacked(model)
+    if loading.adapter:
+        model, brought = _with_adapter(model, loading)
+        missing -= brought
+    model.eval().requires_grad_(False)
+    if loading.offload:
+        model.to("cpu")
+    elif not loading.quantization:
+        model.to(device)
+    return model, sorted(missing)
+
+
+def _quantization(loading: Loading) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise RewardError(f"load_in_{loading.quantization} needs bitsandbytes: pip install bitsandbytes") from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=loading.quantization == "4bit",
+        load_in_8bit=loading.quantization == "8bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, loading.dtype),
+    )
+
+
+def _with_adapter(model: Any, loading: Loading) -> tuple[Any, set[str]]:
+    """The model with LoRA layers in it, and the names of whole weights that the adapter brought."""
+    from peft import PeftModel
+
+    adapter = loading.adapter
+    assert adapter is not None
+    try:
+        # Without autocast_adapter_dtype=False LoRA weights become fp32, which doubles the time of a bf16 model on CPU.
+        with outside_deepspeed():
+            adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RewardError(f"adapter: {adapter!r} does not fit {loading.path!r}: {_first_line(error)}") from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise RewardError(f"adapter: {adapter!r} learns prompts; only adapters inside the layers (LoRA …) are known")
+    infix = ".modules_to_save.default."
+    inner = adapted.get_base_model()
+    brought = {name.replace(infix, ".") for name, _ in inner.named_parameters() if infix in name}
+    return inner, brought
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def at_work(model: Any, loading: Loading) -> Generator[torch.device]:
+    """The device that the model works on; an offloaded model is moved there, and back to CPU memory afterwards."""
+    device = device_of(loading)
+    if not loading.offload:
+        yield device
+        return
+    model.to(device)
+    try:
+        yield device
+    finally:
+        model.to("cpu")
+        free_memory(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory that the allocator holds but nobody uses back to the accelerator, where the policy needs it."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def keep_4bit_unpacked(model: Any) -> Any:
+    """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16. Returns the model.
+
+    There, a `Linear4bit` in evaluation mode repacks its weight for a fused inference kernel, and nothing unpacks it:
+    training afterwards gets wrong gradients without an error, and merging an adapter gives a wrong model
+    (bitsandbytes 0.50; https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2078 is of the same packing).
+    A model without 4-bit layers is left as it is.
+    """
+    if "bitsandbytes" not in sys.modules:  # importing it takes seconds, and a model with its layers has done so
+        return model
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+@contextmanager
+def outside_deepspeed() -> Generator[None]:
+    """Hide the policy's ZeRO-3, and FSDP's loading on one rank, from `from_pretrained`.
+
+    With ZeRO-3 it would partition this model's weights too: they would be empty on every rank outside DeepSpeed's own
+    forward. With FSDP's `cpu_ram_efficient_loading` only the first rank of a machine would get weights.
+    """
+    zero3, fsdp = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    deepspeed.unset_hf_deepspeed_config()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero3
+        if fsdp is None:
+            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+        else:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = fsdp

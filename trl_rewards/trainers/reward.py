@@ -1,0 +1,278 @@
+"""Reward-model training with an objective."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import trl
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging as transformers_logging
+
+from trl_rewards.components import Context, Objective, Preferences
+from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.loading import build
+from trl_rewards.models.pretrained import keep_4bit_unpacked
+from trl_rewards.recipe import Recipe
+from trl_rewards.trainers.mixin import KNOWN_TRL
+from trl_rewards.trainers.state import read_state, save_state
+
+_SEAM = {
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+    "_set_signature_columns_if_needed": ["self"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
+_COLUMNS = "objective_columns"  # key of a batch under which the objective's columns travel
+
+
+class RewardTrainer(trl.RewardTrainer):
+    """`trl.RewardTrainer` with one more argument, `objective=`; without it, TRL's own to the last bit.
+
+    With an objective a model given by name is loaded here, as TRL would, so that the objective can make it ready
+    before LoRA is put on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *more: Any,
+        objective: Objective | None = None,
+        signature: str = "",
+        base_dir: str = ".",
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        **options: Any,
+    ):
+        self.preference_objective = objective  # `objective` is transformers' name for what a search optimises
+        self.signature = signature
+        self.pipeline = self.last_batch = self.last_advantages = None  # what reports ask of every trainer
+        if objective is not None:
+            check_reward_seam()
+            args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
+            _check(objective, args, train_dataset)
+            objective.setup(
+                Context(device=args.device, seed=args.seed, base_dir=base_dir, log_metric=self._log_objective_metric)
+            )
+            fresh: list[str] = []
+            if isinstance(model, str):
+                path = model
+                model, fresh = _load(path, args, quantization_config)
+                processing_class = processing_class or _load_tokenizer(path, args)
+                quantization_config = args.model_init_kwargs = None
+            processing_class = processing_class or AutoTokenizer.from_pretrained(model.config.name_or_path)
+            added = objective.attach(model, processing_class, fresh)
+            if added and peft_config is not None:
+                peft_config.trainable_token_indices = added
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            *more,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            **options,
+        )
+        if objective is not None:
+            keep_4bit_unpacked(self.model)
+            self.data_collator = _WithColumns(self.data_collator, objective.reads())
+            self._committed_state = objective.state_dict()
+            self.add_callback(_CommitState(self))
+
+    def _log_objective_metric(self, name: str, value: float) -> None:
+        assert self.model is not None
+        self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if (
+            self.preference_objective is not None
+            and type(self.preference_objective).tokenize is not Objective.tokenize
+        ):
+            given = {"objective": self.preference_objective, "tokenizer": processing_class}
+            # An objective's state may not be hashable, and a cache that misses its options would be worse than none.
+            dataset = dataset.map(_tokenized, fn_kwargs=given, load_from_cache_file=False)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.preference_objective is not None:
+            columns = self._signature_columns or []
+            self._signature_columns = [*columns, *(set(self.preference_objective.reads()) - set(columns))]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.preference_objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        columns = inputs.pop(_COLUMNS, {})
+        seen: list[torch.Tensor] = []
+        hook = None
+        if "hidden" in self.preference_objective.needs:
+            hook = _score_head(self.accelerator.unwrap_model(model)).register_forward_pre_hook(
+                lambda module, arguments: seen.append(arguments[0])
+            )
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        finally:
+            if hook is not None:
+                hook.remove()
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        hidden = _at_last_token(seen[0], inputs["attention_mask"]) if seen else None
+        loss = self.preference_objective.loss(Preferences(chosen, rejected, loss, columns, hidden))
+        return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.preference_objective is not None:
+            folder = os.path.join(
+                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            save_state(folder, self.accelerator.process_index, self.signature, self._committed_state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.preference_objective is not None and checkpoint is not None:
+            state = read_state(checkpoint, self.accelerator.process_index, self.signature)
+            self.preference_objective.load_state_dict(state)
+            self._committed_state = state
+
+
+def objective_of(recipe: Recipe) -> Objective | None:
+    """The objective of a recipe; None where it leaves it to TRL. Raises RecipeError with every problem."""
+    if recipe.objective is None:
+        return None
+    objective, problems = build("objective", recipe.objective.use, recipe.objective.options, recipe.base_dir)
+    if problems:
+        raise RecipeError(problems, source=f"{recipe.source}: objective {recipe.objective.use!r}")
+    return objective
+
+
+def missing_columns(objective: Objective | None, columns: Sequence[str]) -> list[str]:
+    """One problem per column that the objective reads and that is not among `columns`."""
+    return [
+        f"objective needs dataset column {name!r}; the dataset has {', '.join(columns)} (map it under dataset.columns)"
+        for name in (objective.reads() if objective else ())
+        if name not in columns
+    ]
+
+
+class _CommitState(TrainerCallback):
+    """Keeps the objective's state as of the last finished step: a checkpoint on SIGTERM may come within one."""
+
+    def __init__(self, trainer: RewardTrainer):
+        self._trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        assert self._trainer.preference_objective is not None
+        self._trainer._committed_state = self._trainer.preference_objective.state_dict()
+
+
+class _WithColumns:
+    """TRL's collator, and beside its tensors the columns that the objective reads."""
+
+    def __init__(self, collator: Any, columns: tuple[str, ...]):
+        self._collator, self._columns = collator, columns
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self._collator(rows)
+        batch[_COLUMNS] = {name: _column([row[name] for row in rows]) for name in self._columns if name in rows[0]}
+        return batch
+
+
+def _column(values: list[Any]) -> Any:
+    numeric = all(isinstance(value, int | float) for value in values)
+    return torch.tensor(values, dtype=torch.float32) if numeric else values
+
+
+def _tokenized(row: dict[str, Any], objective: Objective, tokenizer: Any) -> dict[str, Any]:
+    found = objective.tokenize(row, tokenizer)
+    if not found or not {"chosen_ids", "rejected_ids"} <= set(found):
+        raise RewardError(
+            f"objective {objective.display_name!r}: tokenize must return chosen_ids and rejected_ids, got {found!r}"
+        )
+    return found
+
+
+def _check(objective: Objective, args: Any, dataset: Any) -> None:
+    """ValueError for what the objective would pass over in silence."""
+    if objective.own_loss and args.center_rewards_coefficient is not None:
+        raise ValueError(f"center_rewards_coefficient is TRL's loss's, which {objective.display_name!r} does not use")
+    columns = getattr(dataset, "column_names", None) or ()
+    if objective.own_loss and "margin" in columns and "margin" not in objective.reads():
+        raise ValueError(f"column 'margin' is TRL's loss's, which {objective.display_name!r} does not use; remove it")
+
+
+def _load_tokenizer(path: str, args: Any) -> Any:
+    revision = (args.model_init_kwargs or {}).get("revision")
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RewardError(f"model_name_or_path: no tokenizer at {path!r}: {str(error).splitlines()[0]}") from error
+
+
+def _load(path: str, args: Any, quantization_config: Any) -> tuple[Any, list[str]]:
+    """The model as TRL's trainer would load it, and the names of weights that its checkpoint lacks."""
+    options = dict(args.model_init_kwargs or {})
+    dtype = options.pop("dtype", None) or "float32"
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    torch.manual_seed(args.seed)  # a new score head is drawn
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # else it reports at length that the score head is new
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=1,
+            dtype=getattr(torch, dtype) if dtype != "auto" else dtype,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise RewardError(f"model_name_or_path: no model {path!r}: {str(error).splitlines()[0]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return model, sorted(info["missing_keys"])
+
+
+def _score_head(model: Any) -> torch.nn.Module:
+    """The module that turns hidden states into a score."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
+    for name in ("score", "v_head", "classifier"):
+        if name in dict(base.named_children()):
+            return base.get_submodule(name)
+    raise RewardError(f"{type(base).__name__} has no score head that an objective could look at")
+
+
+def _at_last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(2B, T, H) and (2B, T) right-padded -> (2B, H); a head that sees one position per row already passes."""
+    if hidden.dim() == 2:
+        return hidden
+    last = mask.sum(dim=1) - 1
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def check_reward_seam() -> None:
+    """ImportError if this TRL's RewardTrainer is not shaped as the overrides expect."""
+    differing = [
+        name
+        for name, wanted in _SEAM.items()
+        if list(inspect.signature(getattr(trl.RewardTrainer, name)).parameters) != wanted
+    ]
+    if differing:
+        raise ImportError(
+            f"trl {trl.__version__} has another {', '.join(differing)} in RewardTrainer; "
+            f"versions known to work: trl {KNOWN_TRL}"
+        )
