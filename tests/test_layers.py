@@ -42,7 +42,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "cli": 6,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "numpy")
-PUBLIC_MODULES = {"trl_rewards", "trl_rewards.maths", "trl_rewards.models", "trl_rewards.testing"}
+PUBLIC_MODULES = {"trl_rewards", "trl_rewards.data", "trl_rewards.maths", "trl_rewards.models", "trl_rewards.testing"}
 PLUGIN_PACKAGES = sorted(folder for folder in ROOT.glob("plugins/*/trl_rewards_*") if folder.is_dir())
 
 

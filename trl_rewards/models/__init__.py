@@ -6,16 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl_rewards.models.http import HttpClient
+    from trl_rewards.models.http import HttpClient, HttpFailure
     from trl_rewards.models.judge import Ask, JudgeReward, ListwiseJudge, PairwiseJudge
     from trl_rewards.models.options import InProcess
-    from trl_rewards.models.pretrained import Loading, load_pretrained
+    from trl_rewards.models.pretrained import Loading, load_pretrained, load_tokenizer
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
     "HttpClient": "http",
+    "HttpFailure": "http",
     "InProcess": "options",
     "JudgeReward": "judge",
     "ListwiseJudge": "judge",
@@ -25,11 +26,13 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ServedScorer": "served",
     "load_pretrained": "pretrained",
     "load_scorer": "scorer",
+    "load_tokenizer": "pretrained",
 }
 
 __all__ = [
     "Ask",
     "HttpClient",
+    "HttpFailure",
     "InProcess",
     "JudgeReward",
     "ListwiseJudge",
@@ -39,6 +42,7 @@ __all__ = [
     "ServedScorer",
     "load_pretrained",
     "load_scorer",
+    "load_tokenizer",
 ]
 
 
