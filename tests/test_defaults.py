@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from trl_rewards import RecipeError, RewardError, load_advantage, load_combiner, load_reward, load_shaper
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.defaults.accuracy import final_answer, inner_answer
+from trl_rewards.samples import Samples
 from trl_rewards.testing import make_batch, make_samples, make_scores
 
 NAN = float("nan")
@@ -421,9 +424,9 @@ def model(path: str, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_model_gives_each_text_its_own_score_whatever_the_batch(batch_size, reward_model_path, by_hand):
-    reward = model(reward_model_path, batch_size=batch_size)
+@pytest.mark.parametrize("token_budget", [1, 20, None])
+def test_model_gives_each_text_its_own_score_whatever_the_batch(token_budget, reward_model_path, by_hand):
+    reward = model(reward_model_path, token_budget=token_budget)
     samples = make_samples(TEXTS, prompts=["the dog "] * len(TEXTS))
     wanted = [by_hand("the dog " + text) for text in TEXTS]
     assert reward.score(samples) == close(wanted, abs=1e-5)
@@ -453,6 +456,77 @@ def test_model_uses_its_own_chat_template_for_chat(reward_model_path, by_hand):
     samples = make_samples(["the cat"], prompts=["dog"], chat=True)
     wanted = by_hand("<|im_start|>user\ndog<|im_end|>\n<|im_start|>assistant\nthe cat<|im_end|>\n")
     assert model(reward_model_path).score(samples) == close([wanted], abs=1e-5)
+    plain = Samples(samples.prompts, ["the cat"])  # offline: the completions as text
+    assert model(reward_model_path).score(plain) == close([wanted], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_model_cuts_a_chat_prompt_before_the_answer(reward_model_path, by_hand):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
+    answer = "the cat sat<|im_end|>\n"
+    head, tail = "<|im_start|>user\ndog dog", " dog<|im_end|>\n<|im_start|>assistant\n"
+    lengths = [len(tokenizer(part)["input_ids"]) for part in (head, tail, answer)]
+    samples = make_samples(["the cat sat"], prompts=["dog dog dog"], chat=True)
+
+    def score(**options):
+        return model(reward_model_path, **options).score(samples)
+
+    assert score(max_length=lengths[1] + lengths[2]) == close([by_hand(tail + answer)], abs=1e-5)
+    kept_head = score(max_length=lengths[0] + lengths[2], truncate="prompt_tail")
+    assert kept_head == close([by_hand(head + answer)], abs=1e-5)
+    assert score(max_length=lengths[2], truncate="prompt_tail") == close([by_hand(answer)], abs=1e-5)
+    (refused,) = score(max_length=lengths[2], truncate="refuse")
+    assert refused.reason == f"the text has {sum(lengths)} tokens, limit {lengths[2]}"
+
+
+@pytest.mark.slow
+def test_model_without_a_chat_template_says_what_to_do(reward_model_path, tmp_path):
+    shutil.copytree(reward_model_path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    reward = model(str(tmp_path))
+    assert len(reward.score(make_samples(["a"], prompts=["b"]))) == 1
+    with pytest.raises(RewardError, match=r"has no chat template, and the prompts are chat messages: save its tokeni"):
+        reward.score(make_samples(["a"], prompts=["b"], chat=True))
+
+
+@pytest.mark.slow
+def test_model_logs_what_its_scoring_took(reward_model_path):
+    from trl_rewards.loading import build
+
+    logged: dict[str, float] = {}
+    reward, _ = build("reward", "model", {"path": reward_model_path, "dtype": "float32", "max_length": 80})
+    reward.__name__ = "skywork"
+    reward.setup(Context(log_metric=logged.__setitem__))
+    prompt = "the cat sat " * 15  # 60 tokens
+    reward.score(make_samples(["dog", "sky ran", "the " * 40], prompts=[prompt] * 3))
+    assert set(logged) == {"skywork/tokens_per_second", "skywork/prefix_saved", "skywork/truncated"}
+    assert logged["skywork/truncated"] == pytest.approx(1 / 3)
+    assert logged["skywork/prefix_saved"] == pytest.approx(60 / 200, abs=0.02)  # two rows share a prompt; one is cut
+    assert logged["skywork/tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [False, True])
+def test_model_asks_a_causal_lm_for_yes_or_no(chat, policy_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "2 + 2 = 4\nTrue?\n"
+    if chat:
+        turns = [("user", "2 + 2 ="), ("assistant", " 4"), ("user", "True?")]
+        text = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns) + "<|im_start|>assistant\n"
+    tokenizer = AutoTokenizer.from_pretrained(policy_path)
+    policy = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32)
+    with torch.no_grad():
+        logits = policy(**tokenizer(text, return_tensors="pt")).logits[0, -1]
+    yes, no = tokenizer("the")["input_ids"] + tokenizer(" cat")["input_ids"]
+    words = {"question": "True?", "yes_token": "the", "no_token": " cat"}
+    samples = make_samples([" 4"], prompts=["2 + 2 ="], chat=chat)
+    reward = model(policy_path, head="yes", **words)
+    scores = reward.score(samples)
+    assert scores == close([(logits[yes] - logits[no]).item()], abs=1e-5)
+    assert pickle.loads(pickle.dumps(reward)).score(samples) == scores
 
 
 @pytest.mark.slow
@@ -464,7 +538,7 @@ def test_model_path_is_relative_to_the_recipe(reward_model_path, tmp_path):
     reward.setup(Context(base_dir=str(tmp_path)))
     assert len(reward.score(make_samples(["a"]))) == 1
     reward.close()
-    assert reward._model is None
+    assert reward._scorer is None
 
 
 @pytest.mark.slow
@@ -474,14 +548,17 @@ def test_a_model_without_a_trained_head_is_refused(policy_path):
 
 
 @pytest.mark.slow
-def test_a_model_with_several_outputs_is_refused(reward_model_path, tmp_path):
+def test_a_model_with_several_outputs_wants_to_know_which(reward_model_path, tmp_path):
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
     config = Qwen2Config.from_pretrained(reward_model_path, num_labels=3)
     Qwen2ForSequenceClassification(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reward_model_path).save_pretrained(tmp_path)
-    with pytest.raises(RewardError, match="has 3 outputs; `model` needs a reward model with one"):
+    with pytest.raises(RewardError, match=r"has 3 outputs: 0 \(LABEL_0\), .*; say with `output` which is the score"):
         model(str(tmp_path))
+    parts = [model(str(tmp_path), output=index).score(make_samples(["a"]))[0] for index in range(3)]
+    (mixed,) = model(str(tmp_path), output={0: 1, "LABEL_2": -0.5}).score(make_samples(["a"]))
+    assert mixed == pytest.approx(parts[0] - 0.5 * parts[2], abs=1e-5)
 
 
 def test_a_wrong_path_of_a_model_is_refused(tmp_path):
@@ -492,7 +569,12 @@ def test_a_wrong_path_of_a_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"token_budget": 0}, "token_budget must be at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"truncate": "tail"}, "with.truncate: must be 'prompt_head' or 'prompt_tail' or 'refuse', got 'tail'"),
+        ({"output": 1.5}, "with.output: must be .* got 1.5"),
+        ({"head": "yes", "output": 0}, "output chooses among a classifier's outputs; head 'yes' has one"),
+        ({"offload": True, "load_in_8bit": True}, "offload moves weights, and bitsandbytes int8 weights cannot be"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "set load_in_4bit or load_in_8bit, not both"),
         ({"dtype": "int8"}, "with.dtype: must be 'float32' or 'bfloat16' or 'float16', got 'int8'"),
     ],
@@ -516,7 +598,7 @@ def test_model_in_4_bit_scores_near_the_full_one(reward_model_path, tmp_path):
     full = torch.tensor(model(str(tmp_path)).score(samples))
     reward = model(str(tmp_path), load_in_4bit=True)
     quantised = torch.tensor(reward.score(samples))
-    assert type(reward._model.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert type(reward._scorer.head.backbone.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     assert 0 < (full - quantised).abs().max() < full.std()
 
 

@@ -278,6 +278,30 @@ def test_a_recipe_trains_a_4bit_reward_model_with_evaluations(recipe, tmp_path):
     assert [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
 
 
+@pytest.mark.slow
+def test_a_lora_reward_model_scores_from_its_folder_as_it_did_in_training(recipe, tmp_path):
+    from trl_rewards import load_reward
+
+    lora = "use_peft: true\nlora_r: 2\nlora_target_modules: [q_proj, v_proj]\nlearning_rate: 0.01\nbf16: false\n"
+    marked = f"objective: '{__file__}:Marked'\n"
+    trainer = train(recipe(marked + lora))
+    trainer.model.eval()
+    text = "the cat sat 2 times<|mark|>"
+    with torch.no_grad():
+        wanted = trainer.model(**trainer.processing_class(text, return_tensors="pt")).logits.item()
+    assert not (tmp_path / "out" / "config.json").exists()  # an adapter, and the tokenizer with its own token
+    for options in (
+        {"path": str(tmp_path / "out")},
+        {"adapter": str(tmp_path / "out"), "path": trainer_base(trainer)},
+    ):
+        reward = load_reward("model", dtype="float32", **options)
+        assert reward(prompts=["the cat "], completions=["sat 2 times<|mark|>"]) == pytest.approx([wanted], abs=1e-4)
+
+
+def trainer_base(trainer) -> str:
+    return trainer.model.peft_config["default"].base_model_name_or_path
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

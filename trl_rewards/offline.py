@@ -39,7 +39,7 @@ def score_file(
         raise RecipeError(problems, config)
     from rich.progress import track
 
-    from trl_rewards.models.scorer import default_device
+    from trl_rewards.models.pretrained import default_device
 
     device = default_device()
     pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))

@@ -1,78 +1,123 @@
-"""A sequence-classification reward model, by folder or Hub name."""
+"""A scalar reward model, by folder or Hub name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_rewards.components import Context, Reward, Score, resolve_path
-from trl_rewards.samples import Failed, Samples
+from trl_rewards.components import Context, Score
+from trl_rewards.errors import RewardError
+from trl_rewards.models.options import InProcess
+from trl_rewards.samples import Message, Samples, Text, completion_text
 
 if TYPE_CHECKING:
-    from trl_rewards.models.scorer import RewardModel
+    from trl_rewards.models.scorer import Scorer
 
 
-class Model(Reward):
-    """The scalar score of a reward model for prompt and completion. Unbounded; one forward pass per row.
+class Model(InProcess):
+    """The scalar score of a reward model for prompt and completion. Unbounded.
 
-    Chat prompts go through the reward model's own chat template, plain ones are joined to the completion. The model
-    is loaded on each rank, before the policy.
+    Chat prompts go through the reward model's own chat template, plain ones are joined to the completion. What rows
+    have in common, such as the prompt of a group, is computed once where that pays.
     """
 
     path: str
-    """Folder or Hub name of a sequence-classification model with one output."""
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    batch_size: int = 8
-    """Texts in one forward pass."""
+    """Folder or Hub name: a sequence classifier, a model with a value head, or (`head: yes`) a causal LM."""
     max_length: int | None = None
-    """Tokens kept of prompt and completion; of longer texts the beginning is cut, so that the answer stays. None: the
-    model's own limit."""
-    load_in_4bit: bool = False
-    """bitsandbytes nf4, whatever the policy's quantisation is."""
-    load_in_8bit: bool = False
-    trust_remote_code: bool = False
+    """Tokens of prompt and completion together. None: what model and tokenizer allow."""
+    truncate: Literal["prompt_head", "prompt_tail", "refuse"] = "prompt_head"
+    """What goes of a longer text: the prompt's beginning, its end, or nothing (the row fails). Where the prompt is not
+    enough the completion's beginning goes: its end holds the answer and the token that the score is read at."""
+    token_budget: int | None = None
+    """Tokens in one forward pass, padding included: what bounds memory. None: 16384, on a CPU 4096. Halved when memory
+    runs out."""
+    prefix_reuse: Literal["auto", "on", "off"] = "auto"
+    """Compute a prefix that rows have in common (the prompt of a group) once. `auto`: where it saves enough and the
+    model can do it; `on`: everywhere, and an error where it cannot."""
+    head: Literal["auto", "classifier", "v_head", "yes"] = "auto"
+    """`yes`: a causal LM is asked `question` after the completion, and its answer is the score.
+    https://huggingface.co/papers/2408.15240"""
+    output: int | str | dict[int | str, float] | None = None
+    """For a model with several outputs: which is the score, by index or label, or the weight of each."""
+    question: str = "Is the answer correct (Yes/No)?"
+    """What `head: yes` asks, in a user's turn for chat prompts and on a line of its own for plain ones."""
+    yes_token: str = "Yes"
+    no_token: str = "No"
+    yes_score: Literal["logit", "probability"] = "logit"
+    """Logit of yes_token less that of no_token, or p(yes) / (p(yes) + p(no)), in [0, 1]."""
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ValueError("set load_in_4bit or load_in_8bit, not both")
-        self._model: RewardModel | None = None
+        super().__post_init__()
+        for name, value in (("max_length", self.max_length), ("token_budget", self.token_budget)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.head == "yes" and self.output is not None:
+            raise ValueError("output chooses among a classifier's outputs; head 'yes' has one")
+        self._context = Context()
+        self._scorer: Scorer | None = None
 
     def setup(self, context: Context) -> None:
-        from trl_rewards.models.scorer import load_reward_model
+        from trl_rewards.models.scorer import load_scorer
 
-        self._model = load_reward_model(
-            resolve_path(self.path, context.base_dir),
-            self.revision,
-            self.dtype,
-            context.device,
-            self.batch_size,
-            self.max_length,
-            self.trust_remote_code,
-            "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
+        self._context = context
+        self._scorer = load_scorer(
+            self.loading(self.path, context),
+            head=self.head,
+            output=self.output,
+            yes_token=self.yes_token,
+            no_token=self.no_token,
+            yes_score=self.yes_score,
+            token_budget=self.token_budget,
+            max_length=self.max_length,
+            truncate=self.truncate,
+            prefix_reuse=self.prefix_reuse,
+            # Where somebody runs it (a trainer, the command line) there is a bar already.
+            progress=context.log_metric is None and context.device is None,
         )
 
     def close(self) -> None:
-        self._model = None
+        self._scorer = None
 
     def score(self, samples: Samples) -> list[Score]:
-        from trl_rewards.models.scorer import score_texts
-
-        if self._model is None:
+        if self._scorer is None:
             self.setup(Context())
-        assert self._model is not None
+        assert self._scorer is not None
+        tokenizer = self._scorer.tokenizer
         texts = [
-            self._text(prompt, completion)
+            self._text(tokenizer, prompt, completion)
             for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
         ]
-        templated = not isinstance(next(iter(samples.prompts), ""), str)
-        scores = score_texts(self._model, texts, templated) if texts else []
-        return [Failed("the text has no tokens") if score is None else score for score in scores]
 
-    def _text(self, prompt, completion) -> str:
+        def completion_start(row: int) -> int:
+            return self._completion_start(tokenizer, samples.prompts[row], texts[row])
+
+        plain = all(isinstance(prompt, str) for prompt in samples.prompts)
+        scores = self._scorer.score_texts(texts, plain, completion_start)
+        if self._context.log_metric:
+            for name, value in self._scorer.metrics.items():
+                self._context.log_metric(f"{self.display_name}/{name}", value)
+        return list(scores)
+
+    def _text(self, tokenizer: Any, prompt: Text, completion: Text) -> str:
+        """What the model reads."""
         if isinstance(prompt, str):
-            return prompt + completion
-        assert self._model is not None
-        tokenizer: Any = self._model.tokenizer
-        return tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+            asked = f"\n{self.question}\n" if self.head == "yes" else ""
+            return prompt + completion_text(completion) + asked
+        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        if self.head == "yes":
+            said = [*said, {"role": "user", "content": self.question}]
+        return self._chat(tokenizer, [*prompt, *said], add_generation_prompt=self.head == "yes")
+
+    def _completion_start(self, tokenizer: Any, prompt: Text, text: str) -> int:
+        """The character of `text` at which the completion starts: where the prompt's own rendering ends, or where the
+        template begins to render it differently for having a completion."""
+        rendered = prompt if isinstance(prompt, str) else self._chat(tokenizer, prompt, add_generation_prompt=True)
+        pairs = enumerate(zip(rendered, text, strict=False))
+        return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(rendered), len(text)))
+
+    def _chat(self, tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> str:
+        if tokenizer.chat_template is None:
+            raise RewardError(
+                f"{self.path!r} has no chat template, and the prompts are chat messages: save its tokenizer with one "
+                "(tokenizer.chat_template = …; tokenizer.save_pretrained(…)), or give plain prompts"
+            )
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

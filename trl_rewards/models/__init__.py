@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.http import HttpClient, HttpFailure
-    from trl_rewards.models.judge import Ask, JudgeReward, ListwiseJudge, PairwiseJudge
+    from trl_rewards.models.judge import (
+        Ask,
+        JudgeReward,
+        ListwiseJudge,
+        PairwiseJudge,
+        as_number,
+        as_text,
+        extract_json,
+    )
     from trl_rewards.models.options import InProcess
-    from trl_rewards.models.pretrained import Loading, load_pretrained, load_tokenizer
+    from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
 
@@ -24,6 +32,10 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "PairwiseJudge": "judge",
     "Scorer": "scorer",
     "ServedScorer": "served",
+    "as_number": "judge",
+    "as_text": "judge",
+    "extract_json": "judge",
+    "keep_4bit_unpacked": "pretrained",
     "load_pretrained": "pretrained",
     "load_scorer": "scorer",
     "load_tokenizer": "pretrained",
@@ -40,6 +52,10 @@ __all__ = [
     "PairwiseJudge",
     "Scorer",
     "ServedScorer",
+    "as_number",
+    "as_text",
+    "extract_json",
+    "keep_4bit_unpacked",
     "load_pretrained",
     "load_scorer",
     "load_tokenizer",

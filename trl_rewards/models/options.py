@@ -38,15 +38,22 @@ class InProcess(Reward):
             raise ValueError("offload moves weights, and bitsandbytes int8 weights cannot be moved; use load_in_4bit")
 
     def loading(self, path: str, context: Context) -> Loading:
-        """These options for a model, its paths resolved against the recipe's folder."""
-        from trl_rewards.models.pretrained import Loading, default_device
+        """These options for a model, its paths resolved against the recipe's folder.
 
+        A `path` with nothing but an adapter, as training with LoRA leaves it, is its base model with the adapter on.
+        """
+        from trl_rewards.models.pretrained import Loading, base_of_adapter, default_device
+
+        path = resolve_path(path, context.base_dir)
+        adapter = resolve_path(self.adapter, context.base_dir) if self.adapter else None
+        if adapter is None and (base := base_of_adapter(path, self.revision)):
+            path, adapter = resolve_path(base, context.base_dir), path
         return Loading(
-            path=resolve_path(path, context.base_dir),
+            path=path,
             revision=self.revision,
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
-            adapter=resolve_path(self.adapter, context.base_dir) if self.adapter else None,
+            adapter=adapter,
             quantization="4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
             device=(context.device or default_device()) if self.device == "same" else self.device,
             offload=self.offload,

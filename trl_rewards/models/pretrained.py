@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import textwrap
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.integrations import deepspeed
+from transformers.utils import cached_file
 
 from trl_rewards.errors import RewardError
 
@@ -59,6 +62,21 @@ def device_of(loading: Loading) -> torch.device:
     return device
 
 
+def base_of_adapter(path: str, revision: str | None = None) -> str | None:
+    """The base model's folder or Hub name where `path` is an adapter's; None where it is a model's."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        if cached_file(path, "config.json", revision=revision, **missing):
+            return None
+        file = cached_file(path, "adapter_config.json", revision=revision, **missing)
+    except (OSError, ValueError):  # neither a folder nor a name: loading it says so
+        return None
+    if file is None:
+        return None
+    with open(file, encoding="utf-8") as stream:
+        return json.load(stream)["base_model_name_or_path"]
+
+
 def load_config(loading: Loading, what: str = "model") -> Any:
     """The model's config. RewardError if there is no such model; `what` is what the message calls it."""
     try:
@@ -66,17 +84,23 @@ def load_config(loading: Loading, what: str = "model") -> Any:
             loading.path, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise RewardError(f"no {what} at {loading.path!r}: {_first_line(error)}") from error
+        raise RewardError(f"no {what} at {loading.path!r}: {_said(error)}") from error
 
 
 def load_tokenizer(loading: Loading) -> Any:
-    """The model's tokenizer, with a pad token. RewardError if it has none."""
+    """The tokenizer, with a pad token: the adapter's own where it was saved with one, which may have more tokens.
+
+    RewardError if there is none.
+    """
+    path, revision = loading.path, loading.revision
+    if loading.adapter and os.path.isfile(os.path.join(loading.adapter, "tokenizer_config.json")):
+        path, revision = loading.adapter, None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            loading.path, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+            path, revision=revision, trust_remote_code=loading.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise RewardError(f"no tokenizer at {loading.path!r}: {_first_line(error)}") from error
+        raise RewardError(f"no tokenizer at {path!r}: {_said(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -104,10 +128,13 @@ def load_pretrained(auto_class: Any, loading: Loading, **options: Any) -> tuple[
         with outside_deepspeed():
             model, info = auto_class.from_pretrained(loading.path, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise RewardError(f"{loading.path!r} cannot be loaded: {_first_line(error)}") from error
+        raise RewardError(f"{loading.path!r} cannot be loaded: {_said(error)}") from error
     missing = set(info["missing_keys"])
     keep_4bit_unpacked(model)
     if loading.adapter:
+        if (tokens := len(load_tokenizer(loading))) > model.get_input_embeddings().num_embeddings:
+            with outside_deepspeed():  # the adapter brings the embeddings of the tokens that it added
+                model.resize_token_embeddings(tokens)
         model, brought = _with_adapter(model, loading)
         missing -= brought
     model.eval().requires_grad_(False)
@@ -144,7 +171,7 @@ def _with_adapter(model: Any, loading: Loading) -> tuple[Any, set[str]]:
         with outside_deepspeed():
             adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RewardError(f"adapter: {adapter!r} does not fit {loading.path!r}: {_first_line(error)}") from error
+        raise RewardError(f"adapter: {adapter!r} does not fit {loading.path!r}: {_said(error)}") from error
     if adapted.active_peft_config.is_prompt_learning:
         raise RewardError(f"adapter: {adapter!r} learns prompts; only adapters inside the layers (LoRA …) are known")
     infix = ".modules_to_save.default."
@@ -153,8 +180,9 @@ def _with_adapter(model: Any, loading: Loading) -> tuple[Any, set[str]]:
     return inner, brought
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _said(error: Exception) -> str:
+    """An error's words on one line."""
+    return textwrap.shorten(str(error), 400)
 
 
 @contextmanager

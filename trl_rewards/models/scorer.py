@@ -1,117 +1,316 @@
-"""Scalar reward models: loading one, and scoring texts in micro-batches."""
+"""Scalar reward models: scoring texts in micro-batches, and prefixes that rows share only once."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any
+import copy
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_rewards.errors import RewardError
+from trl_rewards.models.batching import Shared, batches, shared_prefixes
+from trl_rewards.models.encoding import Truncate, completion_token, encode, truncated
+from trl_rewards.models.heads import Head, HeadKind, Output, YesScore, load_head, load_yes, output_weights
+from trl_rewards.models.pretrained import Loading, at_work, device_of, load_config, load_tokenizer
+from trl_rewards.samples import Failed
+
+logger = logging.getLogger(__name__)
+
+PrefixReuse = Literal["auto", "on", "off"]
+
+SPEED_UP = 1.3
+"""`auto` shares a prefix where G(P + C) / (P + GC), its saving in tokens, is above this …"""
+SHORTEST_PREFIX = 32
+"""… and the prefix has at least these tokens."""
+TOLERANCE, ROUGH_TOLERANCE = 1e-4, 5e-2
+"""How far, relative to its length, a hidden state may be off when a prefix is shared: in float32, and otherwise."""
+BUDGET, CPU_BUDGET = 16384, 4096
+"""Default token budgets. On a CPU small batches are the fastest, on a GPU those that keep it busy."""
 
 
-@dataclass
-class RewardModel:
-    """A sequence-classification model with one output, its tokenizer, and how it is run."""
+@dataclass(kw_only=True)
+class Scorer:
+    """Scalar scores of token sequences, in float32.
 
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    batch_size: int
-    max_length: int
-
-
-def load_reward_model(
-    path: str,
-    revision: str | None,
-    dtype: str,
-    device: Any,
-    batch_size: int,
-    max_length: int | None,
-    trust_remote_code: bool,
-    quantization: str | None,
-) -> RewardModel:
-    """Load from a folder or the Hub. RewardError if the path is wrong or the score head is not in the checkpoint."""
-    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(path, **shared)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, **shared)
-    except (OSError, ValueError) as error:
-        raise RewardError(f"no reward model at {path!r}: {str(error).splitlines()[0]}") from error
-    # A config that says nothing of labels reports two; one with several names them.
-    if config.num_labels != 1 and "id2label" in config.to_diff_dict():
-        raise RewardError(f"{path!r} has {config.num_labels} outputs; `model` needs a reward model with one")
-    device = device or default_device()
-    options: dict[str, Any] = {"num_labels": 1, "dtype": getattr(torch, dtype)}
-    if quantization:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=quantization == "4bit",
-            load_in_8bit=quantization == "8bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-        )
-        options["device_map"] = {"": device}
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, **shared, **options, output_loading_info=True
-        )
-    except RuntimeError as error:  # a head of another size
-        raise RewardError(f"{path!r} is not a reward model with one output: {error}") from error
-    if fresh := sorted(info["missing_keys"]):
-        raise RewardError(
-            f"{path!r} is not a reward model: its checkpoint has no weights for {', '.join(fresh)}, "
-            "which would be random numbers"
-        )
-    if not quantization:
-        model.to(device)
-    model.eval().requires_grad_(False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    tokenizer.truncation_side = "left"  # of a text that is too long, the prompt's head goes and the answer stays
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    return RewardModel(model, tokenizer, batch_size, min(max_length or longest, longest))
-
-
-def default_device() -> torch.device:
-    """This process's accelerator, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None:
-        return torch.device("cpu")
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-
-
-@torch.inference_mode()
-def score_texts(reward_model: RewardModel, texts: list[str], templated: bool) -> list[float | None]:
-    """One float32 score per text, in order; None for a text without tokens.
-
-    `templated` texts come from a chat template and have their special tokens; others get the tokenizer's own.
-
-    Batches hold texts of similar length, whatever order they came in.
+    A row's score depends on its own tokens alone, up to rounding: 1e-6 in float32; in bfloat16 the shape of a batch
+    moves scores by some hundredths of their spread. The same rows always make the same batches. One thread at a time.
     """
-    tokenizer, model = reward_model.tokenizer, reward_model.model
-    encoded = tokenizer(
-        texts, add_special_tokens=not templated, truncation=True, max_length=reward_model.max_length, padding=False
-    )["input_ids"]
-    order = sorted((row for row in range(len(texts)) if encoded[row]), key=lambda row: (len(encoded[row]), row))
-    scores: list[float | None] = [None] * len(texts)
-    for start in range(0, len(order), reward_model.batch_size):
-        rows = order[start : start + reward_model.batch_size]
-        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
-        for row, score in zip(rows, _forward(model, batch).float().tolist(), strict=True):
-            scores[row] = score
-    return scores
+
+    head: Head
+    weights: list[float]
+    """How much each of the head's outputs counts."""
+    loading: Loading
+    tokenizer: Any
+    max_length: int
+    """Tokens that `score_texts` cuts a text to."""
+    truncate: Truncate
+    token_budget: int
+    """Padded tokens of one forward pass; halved for good when memory runs out."""
+    prefix_reuse: PrefixReuse
+    progress: bool
+    """Show a bar on the terminal while there is more than one batch."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last call: `tokens_per_second`, `prefix_saved` (share of tokens that needed no computing), `truncated`
+    (share of texts that were too long) and, on an accelerator, `peak_memory_gb`."""
+
+    def __post_init__(self):
+        self._rope_switch = longrope_switch(self.head.model.config)
+        self._reuse: bool | None = None if self.prefix_reuse != "off" else False  # None: not tried yet
+        if self._reuse is None and self.head.backbone is None:
+            self._give_up_reuse("its outputs come from the whole model")
+        elif self._reuse is None and self._rope_switch is not None:
+            self._give_up_reuse("its position embedding changes with the length of the text")
+
+    def score_texts(
+        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
+    ) -> list[float | Failed]:
+        """One score per text; Failed for a text without tokens, one that is refused, and a score that is no number.
+
+        `add_special_tokens`: False for texts from a chat template, which brings its own. `completion_start` gives the
+        character at which the completion of a row starts, and is asked for rows that are too long. Without it all of
+        a text counts as prompt.
+        """
+        scores: dict[int, float | Failed] = {}
+        fitting: dict[int, list[int]] = {}
+        too_long = 0
+        for row, ids in enumerate(encode(self.tokenizer, texts, add_special_tokens)):
+            fit: list[int] | Failed = ids
+            if len(ids) > self.max_length:
+                too_long += 1
+                start = completion_start(row) if completion_start else len(texts[row])
+                completion = completion_token(self.tokenizer, texts[row], start, add_special_tokens)
+                kept = int(ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
+                fit = truncated(ids, completion, self.max_length, self.truncate, kept)
+            if isinstance(fit, Failed):
+                scores[row] = fit
+            elif fit:
+                fitting[row] = fit
+            else:
+                scores[row] = Failed("the text has no tokens")
+        for row, score in zip(fitting, self.score_ids(list(fitting.values())), strict=True):
+            scores[row] = score if math.isfinite(score) else Failed(f"the model's score is {score}")
+        self.metrics["truncated"] = too_long / max(len(texts), 1)
+        return [scores[row] for row in range(len(texts))]
+
+    def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
+        """One score per row of token ids, in order; each row has at least one token and none is cut."""
+        self.metrics = {}
+        if not ids:
+            return []
+        scores: dict[int, float] = {}
+        tokens, computed, started = sum(map(len, ids)), 0, time.perf_counter()
+        bar, budget = _bar(self.progress and tokens > self.token_budget, len(ids)), self.token_budget
+        with at_work(self.head.model, self.loading) as device, torch.inference_mode(), bar as advance:
+            memory = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
+            if memory:
+                memory.reset_peak_memory_stats(device)
+            weights = torch.tensor(self.weights, device=device)
+            while rest := [row for row in range(len(ids)) if row not in scores]:
+                try:
+                    for rows, outputs, cost in self._batches(ids, rest, device):
+                        scores |= zip(rows, (outputs @ weights).tolist(), strict=True)
+                        computed += cost
+                        advance(len(rows))
+                except torch.OutOfMemoryError:
+                    self._halve_budget(min(len(ids[row]) for row in rest))
+            if self.token_budget < budget:
+                logger.warning("%s: out of memory; token_budget is now %d", self.loading.path, self.token_budget)
+            if memory:
+                self.metrics["peak_memory_gb"] = memory.max_memory_allocated(device) / 2**30
+        self.metrics["tokens_per_second"] = tokens / (time.perf_counter() - started)
+        self.metrics["prefix_saved"] = 1 - computed / tokens
+        return [scores[row] for row in range(len(ids))]
+
+    def _batches(
+        self, ids: Sequence[list[int]], rows: list[int], device: torch.device
+    ) -> Iterator[tuple[list[int], torch.Tensor, int]]:
+        """Rows, their (B, K) outputs, and how many tokens went through the model for them."""
+        groups = self._groups(ids, rows, device)
+        alone = sorted(set(rows) - {row for group in groups for row in group.rows})
+        for batch in batches([len(ids[row]) for row in alone], self.token_budget, switch=self._rope_switch):
+            chosen = [alone[index] for index in batch]
+            texts = [ids[row] for row in chosen]
+            yield chosen, self._outputs(texts, device), sum(map(len, texts))
+        for group in groups:
+            cache, cost = prefix_cache(self.head.backbone, ids[group.rows[0]][: group.prefix], device), group.prefix
+            tails = [ids[row][group.prefix :] for row in group.rows]
+            for batch in batches([len(tail) for tail in tails], self.token_budget, prefix=group.prefix):
+                texts = [tails[index] for index in batch]
+                hidden = hidden_after(self.head.backbone, cache, group.prefix, texts, self._pad, device)
+                yield [group.rows[index] for index in batch], self.head.read(hidden), cost + sum(map(len, texts))
+                cost = 0
+
+    def _outputs(self, texts: list[list[int]], device: torch.device) -> torch.Tensor:
+        if self.head.backbone is not None:
+            return self.head.read(last_hidden(self.head.backbone, texts, self._pad, device))
+        tokens, mask = padded(texts, self._pad, device)
+        logits = self.head.model(input_ids=tokens, attention_mask=mask).logits
+        return self.head.read(logits.reshape(len(texts), -1))
+
+    @property
+    def _pad(self) -> int:
+        return self.tokenizer.pad_token_id or 0
+
+    def _halve_budget(self, shortest: int) -> None:
+        """RewardError where even one row at a time is too much."""
+        if self.token_budget <= shortest:
+            raise RewardError(
+                f"{self.loading.path!r}: out of memory for a single row of {shortest} tokens; use load_in_4bit, "
+                "offload, another device or a smaller max_length"
+            ) from None
+        self.token_budget //= 2
+
+    def _groups(self, ids: Sequence[list[int]], rows: list[int], device: torch.device) -> list[Shared]:
+        """The groups whose prefix is computed once."""
+        if self._reuse is False:
+            return []
+        if self.prefix_reuse == "on":
+            groups = shared_prefixes(ids, rows)
+        else:
+            found = shared_prefixes(ids, rows, SHORTEST_PREFIX)
+            groups = [group for group in found if group.speed_up(ids) > SPEED_UP]
+        if groups and self._reuse is None:
+            self._try_reuse(ids, groups[0], device)
+        return groups if self._reuse else []
+
+    def _try_reuse(self, ids: Sequence[list[int]], group: Shared, device: torch.device) -> None:
+        """Compute two rows in both ways: not every architecture has a cache that can be copied, or attends to the left
+        alone."""
+        backbone, prefix = self.head.backbone, group.prefix
+        texts = sorted((ids[row] for row in group.rows), key=len)[:2]
+        wanted = torch.cat([last_hidden(backbone, [text], self._pad, device) for text in texts])
+        try:
+            cache = prefix_cache(backbone, texts[0][:prefix], device)
+            found = hidden_after(backbone, cache, prefix, [text[prefix:] for text in texts], self._pad, device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a foreign model's cache may fail in any way
+            return self._give_up_reuse(f"its cache cannot be shared ({error!r})")
+        off = ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
+        exact = self.loading.dtype == "float32" and not self.loading.quantization
+        if not off <= (TOLERANCE if exact else ROUGH_TOLERANCE):  # also where it is NaN
+            return self._give_up_reuse(f"hidden states are off by {off:.1e} of their length then")
+        self._reuse = True
+
+    def _give_up_reuse(self, why: str) -> None:
+        if self.prefix_reuse == "on":
+            raise RewardError(f"prefix_reuse: {self.loading.path!r} cannot share prefixes: {why}; use 'auto' or 'off'")
+        logger.info("%s: prefixes are not shared: %s", self.loading.path, why)
+        self._reuse = False
 
 
-def _forward(model: Any, batch: Any) -> torch.Tensor:
-    """(B,) scores. For decoder models the score is read at the last attended token; transformers' own head looks for
-    the last token that is not the pad id, which misreads texts that end with it where pad and eos are one token."""
-    head = getattr(model, "score", None)
-    if head is None:  # encoders with a pooler
-        return model(**batch).logits[:, 0]
-    hidden = model.base_model(**batch).last_hidden_state
-    last = batch["attention_mask"].sum(dim=1) - 1
-    return head(hidden[torch.arange(len(last), device=hidden.device), last])[:, 0]
+def load_scorer(
+    loading: Loading,
+    *,
+    model_class: Any = None,
+    tokenizer: Any = None,
+    head: HeadKind = "auto",
+    output: Output | None = None,
+    yes_token: str = "Yes",
+    no_token: str = "No",
+    yes_score: YesScore = "logit",
+    token_budget: int | None = None,
+    max_length: int | None = None,
+    truncate: Truncate = "prompt_head",
+    prefix_reuse: PrefixReuse = "auto",
+    progress: bool = False,
+) -> Scorer:
+    """A reward model from a folder or the Hub.
+
+    `model_class`: its class, where the Auto classes do not know it; the head is its part `v_head` or `score`.
+    RewardError if the path is wrong, the head is not in the checkpoint, or an output or the device is not there.
+    """
+    config = load_config(loading, "reward model")
+    tokenizer = tokenizer or load_tokenizer(loading)
+    if head == "yes":
+        found = load_yes(loading, tokenizer, yes_token, no_token, yes_score)
+    else:
+        found = load_head(loading, config, head, model_class, output)
+    positions = config.get_text_config().to_dict().get("max_position_embeddings") or tokenizer.model_max_length
+    on_cpu = device_of(loading).type == "cpu"
+    return Scorer(
+        head=found,
+        weights=output_weights(output, found.labels, loading.path),
+        loading=loading,
+        tokenizer=tokenizer,
+        max_length=min(max_length or tokenizer.model_max_length, positions),
+        truncate=truncate,
+        token_budget=token_budget or (CPU_BUDGET if on_cpu else BUDGET),
+        prefix_reuse=prefix_reuse,
+        progress=progress,
+    )
+
+
+def padded(ids: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, T) token ids padded on the right, and their mask: None for rows of one length, which is what lets attention
+    take its fastest kernel."""
+    longest = max(map(len, ids))
+    tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids], device=device)
+    lengths = torch.tensor([len(row) for row in ids], device=device)
+    if (len(ids[0]), longest) == (longest, min(map(len, ids))):
+        return tokens, None
+    return tokens, (torch.arange(longest, device=device) < lengths[:, None]).long()
+
+
+def last_hidden(backbone: Any, ids: list[list[int]], pad: int, device: torch.device) -> torch.Tensor:
+    """(B, H) float32: the hidden state of each row's last token, whatever token that is."""
+    tokens, mask = padded(ids, pad, device)
+    return _last(backbone(input_ids=tokens, attention_mask=mask, use_cache=False), ids)
+
+
+def prefix_cache(backbone: Any, prefix: list[int], device: torch.device) -> Any:
+    """Keys and values of a prefix, for one row."""
+    return backbone(input_ids=torch.tensor([prefix], device=device), use_cache=True).past_key_values
+
+
+def hidden_after(
+    backbone: Any, cache: Any, prefix: int, ids: list[list[int]], pad: int, device: torch.device
+) -> torch.Tensor:
+    """(B, H) float32, as `last_hidden` of rows that begin with the `prefix` tokens in `cache` and go on with `ids`."""
+    tokens, mask = padded(ids, pad, device)
+    own = torch.ones_like(tokens) if mask is None else mask
+    copied = copy.deepcopy(cache)  # a forward pass appends to it
+    copied.batch_repeat_interleave(len(ids))
+    output = backbone(
+        input_ids=tokens,
+        attention_mask=torch.cat([own.new_ones(len(ids), prefix), own], dim=1),
+        position_ids=torch.arange(prefix, prefix + tokens.shape[1], device=device).expand(len(ids), -1),
+        past_key_values=copied,
+        use_cache=True,
+    )
+    return _last(output, ids)
+
+
+def _last(output: Any, ids: list[list[int]]) -> torch.Tensor:
+    hidden = output.last_hidden_state
+    last = torch.tensor([len(row) - 1 for row in ids], device=hidden.device)
+    return hidden[torch.arange(len(ids), device=hidden.device), last].float()
+
+
+def longrope_switch(config: Any) -> int | None:
+    """The length of text above which a LongRoPE model (Phi-3) takes other rotary frequencies, for all of a batch."""
+    rope = config.get_text_config().to_dict().get("rope_parameters") or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    switches = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(switches, default=None)
+
+
+@contextmanager
+def _bar(shown: bool, rows: int) -> Generator[Callable[[int], None]]:
+    """A progress bar that goes away when it is done; call what it gives with the number of rows scored."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("scoring", total=rows)
+        yield lambda rows: progress.advance(task, rows)
