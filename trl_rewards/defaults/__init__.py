@@ -9,8 +9,11 @@ def register_rewards():
         "accuracy": "trl_rewards.defaults.accuracy:Accuracy",
         "exact_match": "trl_rewards.defaults.rules:ExactMatch",
         "function": "trl_rewards.loading:FunctionReward",
+        "judge": "trl_rewards.defaults.judge:Judge",
         "length": "trl_rewards.defaults.rules:Length",
+        "listwise_judge": "trl_rewards.defaults.judge:Listwise",
         "model": "trl_rewards.defaults.model:Model",
+        "pairwise_judge": "trl_rewards.defaults.judge:Pairwise",
         "regex_format": "trl_rewards.defaults.rules:RegexFormat",
     }
 

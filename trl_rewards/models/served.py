@@ -21,8 +21,8 @@ from trl_rewards.samples import Failed
 logger = logging.getLogger(__name__)
 
 REFUSALS = (400, 413, 422)
-"""Statuses by which a server refuses a request for what is in it, such as one input that is too long: the others of its
-chunk are sent again."""
+"""Statuses by which a server refuses a request for what is in it, such as one input that is too long: then the others
+of its chunk are sent again."""
 
 Input = str | list[int]
 """A text, which the server tokenises, or token ids."""

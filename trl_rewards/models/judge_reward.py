@@ -1,0 +1,263 @@
+"""The base of judges: rewards that ask a language model what it thinks of completions.
+
+A subclass says what to ask (`asks`) and how a reply is read (`parse`). Between the two, here: completions are made
+safe to show, replies come from a server or from a model in this process, unreadable ones are asked for again, and what
+stays unreadable is Failed, never a number. `trl_rewards.models.untrusted` says what is defended against, and what not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, ClassVar
+
+from trl_rewards.components import Context, Score
+from trl_rewards.errors import RewardError
+from trl_rewards.events import run_async
+from trl_rewards.models.asking import Asker, Question
+from trl_rewards.models.chat import Reply, Request
+from trl_rewards.models.judge_options import JudgeOptions
+from trl_rewards.models.untrusted import addresses_judge, as_text, without_control_tokens, without_thinking
+from trl_rewards.samples import Failed, Samples
+
+Message = dict[str, str]
+RETRY_TEMPERATURE = 0.7
+"""At least this warm is a question asked again: at 0 the same reply would come."""
+
+
+@dataclass
+class Ask:
+    """One question to the judge."""
+
+    messages: list[Message]
+    rows: list[int]
+    """Rows of the samples that it is about, in the order they are shown."""
+    names: list[str]
+    """Their anonymous names, in the same order."""
+
+
+@dataclass
+class _Exchange:
+    """An ask on its way."""
+
+    ask: Ask
+    question: Question
+    scores: list[Score]
+
+
+class JudgeReward(JudgeOptions):
+    """Base of judges. Subclasses define `asks` and `parse`, and may define `merge`, `schema` and `floor`."""
+
+    deterministic = False  # equal completions are asked about separately
+    system_prompt: ClassVar[str | None] = None
+    """First message of `chat`; None: there is none."""
+    extra_fields: ClassVar[dict[str, Any]] = {}
+    """More fields of every request; the user's `extra_body` goes before them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.metrics: dict[str, float] = {}
+        """Counts of the last batch, as they are logged."""
+
+    def asks(self, samples: Samples) -> list[Ask]:
+        """What to ask about these rows. Asks that are about `gated` rows only are not asked."""
+        raise NotImplementedError(f"{type(self).__name__} must define asks(self, samples)")
+
+    def parse(self, ask: Ask, text: str) -> list[Score]:
+        """One score per row of `ask.rows`, Failed(reason) for what cannot be read. No text may make it raise."""
+        raise NotImplementedError(f"{type(self).__name__} must define parse(self, ask, text)")
+
+    def merge(self, samples: Samples, answers: list[tuple[Ask, list[Score]]]) -> list[Score]:
+        """One score per row: the mean over its asks; the first Failed where none gave one; None where nobody asked."""
+        found: list[list[Score]] = [[] for _ in range(len(samples))]
+        for ask, scores in answers:
+            for row, score in zip(ask.rows, scores, strict=True):
+                found[row].append(score)
+        return [mean_score(scores) for scores in found]
+
+    def schema(self, ask: Ask) -> dict[str, Any] | None:
+        """JSON schema of the reply, for servers with structured output. It leaves a judge no room to think first."""
+        return None
+
+    def floor(self) -> float | None:
+        """The lowest score there is, which completions without content get. None: the judge is asked about them."""
+        return None
+
+    def chat(self, text: str) -> list[Message]:
+        """`text` as the user's message, after the system prompt if there is one."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": text}]
+
+    def shown(self, samples: Samples) -> list[str]:
+        """What the judge is shown of each completion: no thinking of the policy's, no chat-control tokens."""
+        tokens = self._ready().control_tokens
+        return [without_control_tokens(text, tokens) for text in self._answers(samples)]
+
+    def shown_prompt(self, samples: Samples, row: int) -> str:
+        """The prompt of a row as one text without chat-control tokens."""
+        return without_control_tokens(as_text(samples.prompts[row]), self._ready().control_tokens)
+
+    def gated(self, samples: Samples) -> dict[int, float]:
+        """Rows that get the lowest score without asking, by `min_length` and `screen`."""
+        floor = self.floor()
+        if floor is None:
+            return {}
+        return {
+            row: floor
+            for row, text in enumerate(self._answers(samples))
+            if len("".join(text.split())) < self.min_length or (self.screen == "floor" and addresses_judge(text))
+        }
+
+    def nonce(self, *content: str) -> str:
+        """Sixteen hex digits that whoever wrote `content` cannot know: a hash of it and the run's seed."""
+        return hashlib.blake2b(json.dumps([self._context().seed, content]).encode(), digest_size=8).hexdigest()
+
+    def private_random(self, samples: Samples, rows: list[int], salt: str = "") -> random.Random:
+        """A random stream of its own for these rows: of the run's seed, the step and the rows' content."""
+        content = [[samples.prompts[row], samples.completions[row]] for row in rows]
+        seed = json.dumps([self._context().seed, samples.step, salt, content], default=str)
+        return random.Random(hashlib.blake2b(seed.encode(), digest_size=16).digest())
+
+    def setup(self, context: Context) -> None:
+        self._run_context = context
+        self._asker = Asker(self, context)
+
+    def close(self) -> None:
+        if asker := vars(self).pop("_asker", None):
+            asker.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_asker", "_run_context")}
+
+    def is_async(self) -> bool:
+        return self.endpoint is not None
+
+    async def ascore(self, samples: Samples) -> list[Score]:
+        asker = self._ready()
+        exchanges = self._exchanges(samples)
+        counts: Counter[str] = Counter()
+
+        async def converse(exchange: _Exchange) -> None:
+            done = False
+            while not done:
+                done = self._take(exchange, await asker.ask(exchange.question), counts)
+
+        try:
+            # All are waited for, also when one stops the run: what is under way is paid for, and kept.
+            outcomes = await asyncio.gather(*map(converse, exchanges), return_exceptions=True)
+        finally:
+            counts.update(asker.finish())
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return self._finish(samples, exchanges, counts)
+
+    def score(self, samples: Samples) -> list[Score]:
+        if self.is_async():
+            return run_async(self.ascore(samples))
+        asker = self._ready()
+        waiting = exchanges = self._exchanges(samples)
+        counts: Counter[str] = Counter()
+        try:
+            while waiting:
+                replies = asker.ask_here([exchange.question for exchange in waiting])
+                done = [self._take(*pair, counts) for pair in zip(waiting, replies, strict=True)]
+                waiting = [exchange for exchange, over in zip(waiting, done, strict=True) if not over]
+        finally:
+            counts.update(asker.finish())
+        return self._finish(samples, exchanges, counts)
+
+    def _ready(self) -> Asker:
+        if "_asker" not in vars(self):
+            self.setup(self._context())
+        return self._asker
+
+    def _context(self) -> Context:
+        return vars(self).get("_run_context") or Context()
+
+    def _answers(self, samples: Samples) -> list[str]:
+        return [without_thinking(text) if self.drop_thinking else text for text in samples.texts]
+
+    def _exchanges(self, samples: Samples) -> list[_Exchange]:
+        gated = self.gated(samples)
+        asks = [ask for ask in self.asks(samples) if not all(row in gated for row in ask.rows)]
+        return [_Exchange(ask, self._ready().question(self._request(ask, 0)), []) for ask in asks]
+
+    def _request(self, ask: Ask, attempt: int) -> Request:
+        return Request(
+            model=self.model,
+            messages=ask.messages,
+            temperature=max(self.temperature, RETRY_TEMPERATURE) if attempt else self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            seed=None if self.seed is None else self.seed + attempt,
+            extra={**self.extra_fields, **self.extra_body},
+            schema=None if self.structured == "off" else self.schema(ask),
+            attempt=attempt,
+        )
+
+    def _take(self, exchange: _Exchange, reply: Reply | Failed, counts: Counter[str]) -> bool:
+        """Read a reply. False if it is to be asked again: then the exchange holds the question."""
+        attempt = exchange.question.request.attempt
+        scores: list[Score]
+        if isinstance(reply, Failed):
+            scores = [reply] * len(exchange.ask.rows)
+        else:
+            scores = self._read(exchange.ask, reply)
+            counts["cut_replies"] += reply.finish == "length"
+            counts["unparsable"] += _holes(scores) > 0
+        if not exchange.scores or _holes(scores) < _holes(exchange.scores):
+            exchange.scores = scores
+        if isinstance(reply, Failed) or not _holes(scores) or attempt >= self.parse_retries:
+            return True
+        exchange.question = exchange.question._replace(request=self._request(exchange.ask, attempt + 1))
+        return False
+
+    def _read(self, ask: Ask, reply: Reply) -> list[Score]:
+        """What a reply says of each row; where it says nothing, the reason tells also of a cut or a refusal."""
+        text = reply.text
+        if reply.finish == "length":  # a number at the cut may have been going on
+            text = text[:-100] + re.sub(r"[\w.,+-]+\Z", "", text[-100:])
+        scores: list[Score]
+        try:
+            scores = self.parse(ask, text)
+        except Exception as error:  # one odd reply must not cost the batch, which would be asked about again
+            scores = [Failed(f"the reply could not be read: {error!r}")] * len(ask.rows)
+        if len(scores) != len(ask.rows):
+            raise RewardError(f"{self.display_name}.parse returned {len(scores)} scores for {len(ask.rows)} rows")
+        note = {"length": f" (the reply was cut off at max_tokens {self.max_tokens})", "refused": " (it refused)"}
+        why = note.get(reply.finish, "")
+        return [Failed(score.reason + why) if isinstance(score, Failed) else score for score in scores]
+
+    def _finish(self, samples: Samples, exchanges: list[_Exchange], counts: Counter[str]) -> list[Score]:
+        gated = self.gated(samples)
+        scores = self.merge(samples, [(exchange.ask, exchange.scores) for exchange in exchanges])
+        scores = [gated.get(row) if score is None else score for row, score in enumerate(scores)]
+        metrics = {name: float(counts[name]) for name in ("unparsable", "cut_replies", *counts)}
+        metrics["gated"] = len(gated) / max(len(samples), 1)
+        if self.screen != "off":
+            flagged = [addresses_judge(text) for text in self._answers(samples)]
+            metrics["flagged"] = sum(flagged) / max(len(samples), 1)
+        self.metrics = metrics
+        if log_metric := self._context().log_metric:
+            for name, value in metrics.items():
+                log_metric(f"{self.display_name}/{name}", value)
+        return scores
+
+
+def mean_score(scores: list[Score]) -> Score:
+    """The mean of the numbers among some scores; without any, the first Failed, or None."""
+    numbers = [score for score in scores if isinstance(score, int | float)]
+    if numbers:
+        return fmean(numbers)
+    return next((score for score in scores if isinstance(score, Failed)), None)
+
+
+def _holes(scores: list[Score]) -> int:
+    return sum(isinstance(score, Failed) for score in scores)
