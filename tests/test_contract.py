@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from trl_rewards import load_advantage, load_combiner, load_plugins, load_reward, load_shaper
-from trl_rewards.testing import check_advantage, check_combiner, check_reward, check_shaper, make_samples
+from trl_rewards import load_advantage, load_combiner, load_objective, load_plugins, load_reward, load_shaper
+from trl_rewards.testing import (
+    check_advantage,
+    check_combiner,
+    check_objective,
+    check_reward,
+    check_shaper,
+    make_samples,
+)
 
 # name -> (options it needs, dataset columns for the six rows of `make_samples`). A component that is not here fails
 # `test_every_registered_component_is_checked`: add it.
 ANSWERS = ["22", "hot", None, "cold", "", "22"]
 REFERENCES = [["The sum is 22."], ["hot", "It is hot."], [], None, ["Tuesday"], ["x"]]
+SCRIPTED = {"model": "scripted", "endpoint": "bundled:judge"}
 REWARDS = {
     "accuracy": ({"seconds": 20.0}, {"answer": ["22", "23", None, "\\frac{1}{2}", "5", "#### 7"]}),
     "bleuberi": ({}, {"references": REFERENCES}),
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
+    "judge": (SCRIPTED, {}),
     "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
+    "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
+    "pairwise_judge": (SCRIPTED, {}),
     "regex_format": ({}, {}),
 }
 SHAPERS = {
@@ -33,12 +46,35 @@ ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "group_norm": {}, "lea
 SLOW = {"accuracy", "model"}
 
 
+OBJECTIVES = {"polar": {}}
+ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
+"""Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
+
+
 @pytest.mark.parametrize(
     ("kind", "table"),
-    [("reward", REWARDS), ("shaper", SHAPERS), ("combiner", COMBINERS), ("advantage", ADVANTAGES)],
+    [
+        ("reward", REWARDS),
+        ("shaper", SHAPERS),
+        ("combiner", COMBINERS),
+        ("advantage", ADVANTAGES),
+        ("objective", OBJECTIVES),
+    ],
 )
 def test_every_registered_component_is_checked(kind, table):
-    assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table)
+    elsewhere = ELSEWHERE if kind == "reward" else set()
+    assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table) | elsewhere
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_rewards_that_are_checked_elsewhere_are(name):
+    tests = [file.read_text() for file in Path(__file__).parent.parent.glob("plugins/*/tests/test_*.py")]
+    assert any("check_reward" in text and f'"{name}"' in text for text in tests)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_objective_keeps_its_contract(name):
+    check_objective(load_objective(name, **OBJECTIVES[name]))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +108,7 @@ def test_advantage_keeps_its_contract(name):
     check_advantage(load_advantage(name, **ADVANTAGES[name]))
 
 
-@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage"])
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective"])
 def test_every_component_says_what_it_is_in_a_sentence(kind):
     from trl_rewards.plugins import first_sentence
 

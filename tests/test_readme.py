@@ -15,7 +15,7 @@ import pytest
 from trl_rewards import Recipe, load_plugins, load_reward
 from trl_rewards.recipe import OWN_KEYS, TRAINERS
 from trl_rewards.scoring import ON_MISSING, Source
-from trl_rewards.testing import check_reward, plugin_manager
+from trl_rewards.testing import check_objective, check_reward, plugin_manager
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,9 +38,9 @@ def table(title: str) -> list[list[str]]:
 
 
 def test_the_recipe_is_valid(write):
-    (text,) = blocks("yaml")
-    recipe = Recipe.load(write("readme.yaml", text))
-    assert [source.name for source in recipe.rewards] == ["bleuberi", "accuracy", "length"]
+    first, models = (Recipe.load(write("readme.yaml", text)) for text in blocks("yaml"))
+    assert [source.name for source in first.rewards] == ["bleuberi", "accuracy", "length"]
+    assert [source.name for source in models.rewards] == ["skywork", "judge", "rewardanything"]
 
 
 def test_the_plugin_is_a_plugin(tmp_path, monkeypatch):
@@ -53,6 +53,12 @@ def test_the_plugin_is_a_plugin(tmp_path, monkeypatch):
         shouting = load_reward("shouting", power=2.0)
     check_reward(shouting)
     assert shouting(prompts=["p"], completions=["AbCd"]) == [0.25]
+
+
+def test_the_objective_is_an_objective():
+    scope: dict = {"__name__": "readme"}
+    exec(compile(blocks("python")[3], "README.md", "exec"), scope)
+    check_objective(scope["Weighted"](), strength=[1.0, 2.0, 0.5])
 
 
 @pytest.mark.slow

@@ -587,7 +587,7 @@ def test_recipes_are_shipped_and_found_by_name():
 def test_a_shipped_recipe_is_valid(file):
     # A recipe for a GPU asks for bfloat16, which transformers refuses on a machine without one.
     recipe = Recipe.load(file, {"use_cpu": True})
-    assert recipe.rewards
+    assert recipe.rewards or not recipe.trains_policy
     assert recipe.trl.get("model_name_or_path"), "a recipe names its policy"
     assert recipe.trl.get("dataset_name"), "a recipe names its data"
     assert file.read_text(encoding="utf-8").startswith("# "), "its first line says what it is"

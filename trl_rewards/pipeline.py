@@ -70,7 +70,7 @@ class Pipeline:
         if len(set(names)) != len(names):
             raise ValueError(f"sources must have different names, got {', '.join(names)}; name them with `as:`")
         for source in self.sources:
-            source.reward.__name__ = source.name  # ty: ignore[unresolved-attribute]
+            source.reward.__name__ = source.name  # ty: ignore[missing-attribute]
         self.combine = combine or load_combiner("weighted_sum")
         self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
         self.shape = list(shape)
