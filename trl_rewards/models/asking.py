@@ -121,8 +121,10 @@ class Asker:
             self._check(endpoints)
 
     def _check(self, endpoints: list[str]) -> None:
-        """RewardError where a server is not there, refuses the key, or serves other models: better than a policy loaded
-        for nothing. Not from within the event loop, where a judge that nobody set up finds out by asking."""
+        """RewardError where no server is fit: better than a policy loaded for nothing.
+
+        Not from within the event loop, where a judge that nobody set up finds out by asking.
+        """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             return
