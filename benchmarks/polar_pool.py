@@ -39,6 +39,17 @@ def plain(rng: random.Random, q: make.Question) -> str:
     return f"{q.think}\n{sentence(rng, q)}"
 
 
+def plain_slip(rng: random.Random, q: make.Question) -> str:
+    """In the form of `plain`, and wrong."""
+    think, said = rng.choice(q.wrong)
+    return f"{think}\n{rng.choice(q.sentences).replace('{}', said)}"
+
+
+def plain_guess(rng: random.Random, q: make.Question) -> str:
+    """Without tags and without working; mostly wrong, since this policy needs its working."""
+    return sentence(rng, q)
+
+
 def brief(rng: random.Random, q: make.Question) -> str:
     return make.tagged(q.think, q.said)
 
@@ -54,6 +65,8 @@ def hasty(rng: random.Random, q: make.Question) -> str:
 
 KINDS: dict[str, Callable[[random.Random, make.Question], str]] = {
     "plain": plain,
+    "plain-slip": plain_slip,
+    "plain-guess": plain_guess,
     "clean": make.clean,
     "brief": brief,
     "polite": polite,
@@ -133,7 +146,7 @@ def measure(out: Path, run: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/polar"))
-    parser.add_argument("--steps", type=int, default=60, help="training steps of each policy")
+    parser.add_argument("--steps", type=int, default=120, help="training steps of each policy")
     parser.add_argument("--measure", type=Path, metavar="RUN", help="output_dir of a GRPO run")
     given = parser.parse_args()
     if given.measure:
