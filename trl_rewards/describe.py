@@ -31,7 +31,7 @@ def describe(name: str, kind: str | None = None) -> str:
     lines = [f"{name} · {kind}{_traits(cls)}", "", docstring(cls) or "no documentation", ""]
     lines += ["Options" if options_of(cls) else "No options."]
     types, docs = option_types(cls), option_docs(cls)
-    for option in options_of(cls):
+    for option in _most_telling_first(cls):
         default = _default(option)
         said = f" = {default}" if default is not None else "  (required)"
         lines.append(f"  {option.name}: {type_name(types[option.name])}{said}")
@@ -44,6 +44,15 @@ def describe(name: str, kind: str | None = None) -> str:
     if recipes := recipes_of(name, kind):
         lines += ["", f"Recipes: {', '.join(recipes)}"]
     return "\n".join([*lines, "", "In a recipe", "", example(name, kind, cls)])
+
+
+def _most_telling_first(cls: type[Component]) -> list[dataclasses.Field]:
+    """Options without a default, then the component's own, then those of its bases."""
+    depth: dict[str, int] = {}
+    for level, base in enumerate(cls.__mro__):
+        for name in inspect.get_annotations(base):
+            depth.setdefault(name, level)
+    return sorted(options_of(cls), key=lambda option: (_default(option) is not None, depth[option.name]))
 
 
 def _kind_of(name: str) -> str:

@@ -340,7 +340,7 @@ def build_triples(
 
     Prompts are text in the rows; the contents of a chat's messages are joined by a newline, as POLAR reads them.
     `prefix_tokens` (least, most) cuts text prompts, in tokens of the first policy. Triples whose chosen and rejected
-    are the same text teach nothing and are left out. `work` is a file that keeps trajectories while they are written,
+    are the same text teach nothing, and those whose reference is blank are none to POLAR; both are left out. `work` is a file that keeps trajectories while they are written,
     so that an interrupted call can go on; the caller removes it. One model is loaded at a time.
     """
     generation = generation or Generation()
@@ -358,7 +358,7 @@ def build_triples(
     shown = Samples(prompts=asked, completions=[""] * len(asked)).prompt_texts
     for index, triple in enumerate(plan):
         reference, chosen, rejected = (texts[3 * index + role] for role in range(3))
-        if chosen != rejected:
+        if chosen != rejected and reference.strip():
             rows[triple.split].append(
                 {
                     "prompt": shown[index],
