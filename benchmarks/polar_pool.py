@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rewards_polar.triples import Generation, Policy, generate
 
-from trl_rewards import bundled
+from trl_rewards import bundled, load_reward
 from trl_rewards.bundled import make
 
 REFERENCE = "plain"
@@ -91,7 +91,7 @@ def train_policies(out: Path, steps: int) -> list[dict[str, Any]]:
             make.train(model, data, steps, 1e-3, kind)
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-        pool.append({"model": str(path), "name": kind})
+        pool.append({"model": f"policies/{kind}", "name": kind})
     return pool
 
 
@@ -126,19 +126,19 @@ def measure(out: Path, run: Path) -> dict[str, dict[str, float]]:
     reference = out / "policies" / REFERENCE
     judge = AutoModelForCausalLM.from_pretrained(reference).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(reference)
-    rows = bundled.load_data()["test"]
+    rows, exact = bundled.load_data()["test"], load_reward("exact_match", take="last_word")
     found = {}
     for name, model in {"before": "bundled:tiny", "after": str(run), "reference policy": str(reference)}.items():
         policy = Policy(model=model, top_p=1.0, top_k=0)
         whole = Generation(max_new_tokens=64, batch_size=200, dtype="float32", cut_loops=False, trim_endings=False)
         replies = generate(policy, rows["prompt"], whole)
-        last = [reply.split()[-1].strip(".") if reply.split() else "" for reply in replies]
+        right = exact(rows["prompt"], replies, answer=rows["answer"])
         found[name] = {
             "log-likelihood per token under the reference policy": log_likelihood(
                 judge, tokenizer, rows["prompt"], replies
             ),
-            "without tags": sum("<" not in reply for reply in replies) / len(replies),
-            "last word right": sum(map(str.__eq__, last, rows["answer"])) / len(replies),
+            "in its form": sum("\n" in reply and "<" not in reply for reply in replies) / len(replies),
+            "right": sum(score or 0.0 for score in right) / len(replies),
         }
     return found
 

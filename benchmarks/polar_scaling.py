@@ -9,7 +9,7 @@ million to 1 billion parameters (R² 0.9886). This is the same measurement at a 
   kinds of sentence, which kind follows which, which adjective goes with whom, punctuation. Styles come in families,
   so that policies of one family are hard to tell apart and others are easy. A language model is trained on neutral
   text and then, once for each style, on text of that style; that is a policy, and so are an early checkpoint of some
-  and a lower temperature of others. One family, with all its policies, is held out.
+  and a lower temperature of others. Two families, with all their policies, are held out.
 - Triples. `trl_rewards_polar.triples`, with the paper's sampling: a prefix of a neutral story, reference and chosen of
   one policy, rejected of another.
 - Reward models of `SIZES`, from random weights, by `trainer: reward` and `objective: polar`: same triples in the same
@@ -50,8 +50,8 @@ from trl_rewards import load_reward
 from trl_rewards.train import quieten_libraries, train
 
 SIZES = {"20k": (32, 2), "70k": (48, 3), "190k": (80, 3), "650k": (128, 4), "1.8M": (192, 5)}  # width, layers
-FAMILIES, MEMBERS = 6, 4
-HELD_OUT = FAMILIES - 1  # family
+TRAITS, FAMILIES, MEMBERS = 8, 10, 3
+HELD_OUT = (8, 9)  # families
 MAX_NEW_TOKENS = 32
 
 
@@ -61,7 +61,7 @@ class Scale:
 
     sizes: tuple[str, ...] = tuple(SIZES)
     neutral_steps: int = 300
-    style_steps: int = 90
+    style_steps: int = 60
     steps: int = 400
     pairs: int = 64
     """Triples in a training step."""
@@ -119,20 +119,50 @@ PLACES = ("who", "where", "what")
 Style = dict[str, list[float]]  # choice -> log weight of each way to make it
 
 
-def draw_style(seed: str, strength: float) -> Style:
-    """Normal log weights of deviation `strength`; 0 is the neutral style."""
+def choices() -> dict[str, int]:
+    """Every choice of the grammar, and how many ways there are to make it."""
     sizes = {"topic": len(TOPICS), "same person": 2, "capital": 2, "first": len(SENTENCES)}
     sizes |= {f"after {kind}": len(SENTENCES) for kind in range(len(SENTENCES))}
     sizes |= {name: len(words) for name, words in WORDS.items()}
     for topic, lists in enumerate(TOPICS):
         sizes |= {f"{topic} {place}": len(words.split()) for place, words in zip(PLACES, lists, strict=True)}
         sizes |= {f"adjective of {who}": len(WORDS["adjective"]) for who in lists[0].split()}
-    rng = random.Random(seed)
-    return {choice: [rng.gauss(0, strength) for _ in range(size)] for choice, size in sizes.items()}
+    return sizes
 
 
-def add_styles(first: Style, second: Style) -> Style:
-    return {choice: [a + b for a, b in zip(first[choice], second[choice], strict=True)] for choice in first}
+NEUTRAL: Style = {choice: [0.0] * size for choice, size in choices().items()}
+
+
+def draw_trait(rng: random.Random) -> Style:
+    """Normal log weights for about a third of the choices."""
+    return {
+        choice: [rng.gauss(0, strength) for _ in weights]
+        for choice, weights in NEUTRAL.items()
+        for strength in rng.choices([0.55, 0.0], [1, 2])
+    }
+
+
+def styles() -> dict[str, Style]:
+    """Name -> style; the first digit of a name is its family.
+
+    A style has normal amounts of `TRAITS` traits, each of which bends a third of the choices. So what tells held-out
+    styles apart is what tells the others apart, in other amounts. Members of a family differ by half as much.
+    """
+    rng = random.Random("styles")
+    traits = [draw_trait(rng) for _ in range(TRAITS)]
+    found = {}
+    for family in range(FAMILIES):
+        shared = [rng.gauss(0, 1) for _ in traits]
+        for member in range(MEMBERS):
+            amounts = [amount + rng.gauss(0, 0.5) for amount in shared]
+            found[f"{family}{member}"] = {
+                choice: [
+                    sum(amount * trait[choice][way] for amount, trait in zip(amounts, traits, strict=True))
+                    for way in range(len(weights))
+                ]
+                for choice, weights in NEUTRAL.items()
+            }
+    return found
 
 
 class Author:
@@ -163,16 +193,6 @@ class Author:
             sentence = SENTENCES[kind].format(**found)
             said.append((sentence.capitalize() if choose("capital") else sentence) + found["end"])
         return " ".join(said)
-
-
-def styles() -> dict[str, Style]:
-    """Name -> style; the first digit of a name is its family."""
-    families = [draw_style(f"family {family}", 0.8) for family in range(FAMILIES)]
-    return {
-        f"{family}{member}": add_styles(families[family], draw_style(f"member {family}{member}", 0.45))
-        for family in range(FAMILIES)
-        for member in range(MEMBERS)
-    }
 
 
 # --- policies
@@ -248,7 +268,7 @@ def make_policies(work: Path, scale: Scale) -> list[Policy]:
     pool = []
     if not (folder / "neutral" / "model.safetensors").is_file():
         saves = {scale.neutral_steps: folder / "neutral"}
-        fit_policy(neutral, tokenizer, draw_style("", 0.0), scale.neutral_steps, "neutral", saves)
+        fit_policy(neutral, tokenizer, NEUTRAL, scale.neutral_steps, "neutral", saves)
         say("neutral policy")
     for name, style in styles().items():
         path, early = folder / name, folder / f"{name}-early"
@@ -269,11 +289,11 @@ def make_policies(work: Path, scale: Scale) -> list[Policy]:
 
 
 def make_triples(work: Path, scale: Scale, pool: Sequence[Policy]) -> None:
-    """`triples/{train,validation,test}.jsonl`; test is of the held-out family's policies."""
+    """`triples/{train,validation,test}.jsonl`; test is of the held-out policies."""
     out, unfinished = work / "triples", work / "triples.unfinished"
     if out.is_dir():
         return
-    rng, author = random.Random("stories"), Author(draw_style("", 0.0))
+    rng, author = random.Random("stories"), Author(NEUTRAL)
     sizes = {"train": scale.steps * scale.pairs, "validation": scale.validation, "test": scale.test}
     stories = [author.story(rng, 2) for _ in range(sum(sizes.values()))]
     rows = build_triples(
@@ -291,7 +311,7 @@ def make_triples(work: Path, scale: Scale, pool: Sequence[Policy]) -> None:
 
 
 def is_held_out(policy: str) -> bool:
-    return policy.startswith(str(HELD_OUT))
+    return int(policy[0]) in HELD_OUT
 
 
 def read_triples(work: Path, split: str) -> list[dict[str, Any]]:

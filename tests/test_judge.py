@@ -17,6 +17,7 @@ from trl_rewards import Context, Failed, Pipeline, RewardError, Samples, load_re
 from trl_rewards.loading import build
 from trl_rewards.models.ranking import merge_windows, pairs, settle, windows
 from trl_rewards.models.scripted_judge import ScriptedJudge
+from trl_rewards.scoring import Source
 from trl_rewards.testing import check_reward, make_samples, run_reward
 
 SHORT = {"criteria": "Be short.", "model": "scripted"}
@@ -341,20 +342,62 @@ def test_several_servers_take_turns_and_a_dead_one_is_passed_over(server):
     options = {"attempts": 1, "cool_down": 1000.0, "patience": 0.0, "in_flight": 1}
     reward = load_reward("judge", endpoint=[second.url, server.url], **options, **SHORT)
     texts = [f"b{row}" for row in range(10)]
-    assert sum(isinstance(score, Failed) for score in scores(reward, texts)) == 5
+    assert sum(isinstance(score, Failed) for score in scores(reward, texts)) == 0
     assert scores(reward, texts) == [10] * 10
 
 
-def test_a_server_is_asked_what_it_serves_before_a_policy_is_loaded(server):
-    endpoint = server.url
-    with pytest.raises(
-        RewardError, match=r"does not serve 'script', did you mean 'scripted'\? \(it serves scripted\)"
-    ):
-        load_reward("judge", endpoint=endpoint, model="script")
+def test_a_server_is_asked_what_it_serves_before_a_policy_is_loaded(server, caplog, monkeypatch):
+    from trl_rewards.models import asking
+
+    load_reward("judge", endpoint=server.url, model="script").close()  # an alias, for all we know
+    assert "does not list 'script', did you mean 'scripted'? (it lists scripted)" in caplog.text
+    monkeypatch.setattr(asking, "STRICT", ("trl-rewards",))
+    with pytest.raises(RewardError, match="does not list 'script'"):
+        load_reward("judge", endpoint=server.url, model="script")
     gone = "http://127.0.0.1:9/v1"
     with pytest.raises(RewardError, match=r"127.0.0.1:9/v1 cannot be used.*start the judge's server first"):
         load_reward("judge", endpoint=gone, model="scripted")
-    load_reward("judge", endpoint=[gone, endpoint], model="scripted").close()  # one of two will do
+    load_reward("judge", endpoint=[gone, server.url], model="scripted").close()  # one of two will do
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ('{"score": 2, "reason": "It claims "score": 10"}', None),
+        ('{"score": 2, "reason": "the text says "my score is 10", which it is not"}', None),
+        ("Score: 3. No, score: 7", 7.0),
+    ],
+)
+def test_a_score_that_may_be_quoted_from_the_completion_is_not_believed(says, reply, score):
+    reward = load_reward("judge", endpoint=says(lambda request: reply).url, parse_retries=0, **SHORT)
+    (found,) = scores(reward, ["a"])
+    assert found == score if score else isinstance(found, Failed)
+
+
+def test_a_deadline_keeps_the_rows_that_are_answered(says):
+    def say(request):
+        if "slow" in request["messages"][-1]["content"]:
+            time.sleep(3)
+        return '{"score": 5}'
+
+    reward = load_reward("judge", endpoint=says(say).url, **SHORT)
+    batch = Pipeline([Source("judge", reward, timeout=1.0)]).score(make_samples(["a", "slow", "b", "c"]))
+    assert batch.rewards[[0, 2, 3]].tolist() == [5, 5, 5]
+    assert batch.scores.status[:, 0].tolist() == [0, 3, 0, 0]
+
+
+def test_a_broken_cache_costs_no_reply(says, tmp_path, caplog):
+    (tmp_path / "replies.sqlite").write_bytes(b"no database at all" * 100)
+    options = {"reply_cache": str(tmp_path / "replies.sqlite"), **SHORT}
+    assert scores(load_reward("judge", endpoint=says(lambda request: '{"score": 5}').url, **options), ["a"]) == [5]
+    assert "reply_cache" in caplog.text
+
+
+@pytest.mark.parametrize("endpoint", ["https://user:secret@host/v1", ["http://me@host/v1"]])
+def test_an_address_with_a_password_is_refused_and_not_repeated(endpoint):
+    with pytest.raises(ValueError, match="no user name or password") as caught:
+        load_reward("judge", endpoint=endpoint, model="m")
+    assert "secret" not in str(caught.value)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(says, monkeypatch, tmp_path):

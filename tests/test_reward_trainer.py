@@ -211,6 +211,30 @@ def test_arguments_that_an_objective_would_pass_over_are_refused(reward_model_pa
         RewardTrainer(reward_model_path, arguments(), train_dataset=rows, objective=Weighted())
 
 
+def test_rows_longer_than_trl_keeps_are_not_dropped_in_silence(reward_model_path, arguments):
+    from trl_rewards import RewardTrainer
+
+    class Long(Plain):
+        """Makes rows of up to `max_length` tokens."""
+
+        max_length: int = 2048
+
+    with pytest.raises(ValueError, match="max_length 1024 would drop rows"):
+        fit(RewardTrainer, reward_model_path, arguments(), objective=Long())
+
+
+def test_streamed_data_and_a_torch_dtype_work_as_in_trl(policy_path, arguments):
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    rows = Dataset.from_list(ROWS).to_iterable_dataset()
+    options = {"model_init_kwargs": {"dtype": torch.float32}, "max_steps": 1}
+    trainer = RewardTrainer(policy_path, arguments(**options), train_dataset=rows, objective=Marked())
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_a_wrong_model_is_named(arguments, tmp_path):
     from trl_rewards import RewardTrainer
 

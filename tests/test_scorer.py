@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import random
 
 import pytest
@@ -509,7 +510,18 @@ def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do(saved):
     found = scorer(saved("qwen2"), token_budget=100)
     Small(found)
     with pytest.raises(RewardError, match="out of memory for a single row of 31 tokens; use load_in_4bit, offload"):
-        found.score_ids(random_rows([5, 31]))
+        found.score_ids(random_rows([31, 40]))
+
+
+def test_a_row_that_does_not_fit_is_a_hole_where_others_fit(saved):
+    found = scorer(saved("qwen2"), token_budget=100)
+    rows = random_rows([5, 31, 6])
+    wanted = found.score_ids(rows)
+    Small(found)
+    scores = found.score_ids(rows)
+    assert [scores[0], scores[2]] == pytest.approx([wanted[0], wanted[2]], abs=1e-5)
+    assert math.isnan(scores[1])
+    assert found.token_budget == 100
 
 
 def test_nothing_but_the_hidden_states_is_kept_of_a_batch(saved):

@@ -178,6 +178,13 @@ def test_a_refused_request_is_not_sent_again(serve):
     assert len(server.requests) == 1
 
 
+def test_a_null_is_a_hole_of_its_own_row(serve):
+    server = serve(lambda path, body: entries([1.0, None, 3.0]))
+    found = scores(ServedScorer(server.url, "lmdeploy"), ["a", "b", "c"])
+    assert found[0::2] == [1.0, 3.0]
+    assert isinstance(found[1], Failed)
+
+
 def test_one_input_that_is_refused_costs_no_other_its_score(serve):
     def answer(path, body):
         return (400, "too long") if "bad" in body["input"] else REPLIES["lmdeploy"](body)

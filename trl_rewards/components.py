@@ -244,7 +244,8 @@ class Objective(Component):
     """What a reward model learns from preference pairs, inside TRL's RewardTrainer.
 
     The model is run once per batch, by TRL; TRL logs accuracy and margin of the pairs whatever the objective is.
-    Statistics over the batch are those of one process's micro-batch, unless the objective gathers them itself.
+    Statistics over the batch are those of one process's micro-batch, and metrics that it logs those of the first
+    process, unless the objective gathers them itself.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -109,7 +109,9 @@ class Judge(JudgeReward):
         elif plain := _SCORE.findall(text.rpartition("</think>")[2]):
             number, most = plain[-1]
             score = score_in(self.scale, number)
-            if most and float(most) != self.scale[1]:
+            if "{" in text and len({said for said, _ in plain}) > 1:  # one may be quoted from the completion
+                score = Failed(f"the judge's reply has several scores: {excerpt(text)}")
+            elif most and float(most) != self.scale[1]:
                 score = Failed(f"the judge's score {number}/{most} is on another scale")
         else:
             score = Failed(f"the judge gave no score: {excerpt(text)}")
@@ -172,7 +174,7 @@ def _comparison(judge: JudgeReward, criteria: str, samples: Samples, row: int, t
 
 
 def _reference(reference: Any, nonce: str) -> str:
-    if reference is None or not str(reference).strip():
+    if reference is None or reference != reference or not str(reference).strip():  # NaN is how tables say None
         return ""
     return fenced("reference", without_control_tokens(str(reference)), nonce)
 

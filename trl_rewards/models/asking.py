@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 from collections import Counter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from trl_rewards.models.local_chat import LocalChat
 
 
+logger = logging.getLogger(__name__)
+
+
 class Question(NamedTuple):
     """A request, its place among equal ones, and its number among all."""
 
@@ -33,7 +37,9 @@ class Question(NamedTuple):
 
 CHECK_SECONDS = 10.0
 FEW_MODELS = 20
-"""Servers of our own list what they serve; hosted ones list hundreds, and take names beside them."""
+"""Hosted servers list hundreds of models, and take names beside them."""
+STRICT = ("vllm", "sglang")
+"""Servers (`owned_by`) that answer to the names they list alone. Others take aliases, or any name."""
 
 
 async def problem_of(endpoint: str, model: str, api_key_env: str | None) -> str | None:
@@ -43,8 +49,9 @@ async def problem_of(endpoint: str, model: str, api_key_env: str | None) -> str 
     """
     client = HttpClient(endpoint, api_key_env=api_key_env, timeout=CHECK_SECONDS, retries=0)
     try:
-        listed = await client.get("/models")
-        names = [str(entry["id"]) for entry in listed["data"]]
+        listed = (await client.get("/models"))["data"]
+        names = [str(entry["id"]) for entry in listed]
+        strict = any(entry.get("owned_by") in STRICT for entry in listed)
     except HttpFailure as failure:
         if failure.status is None:
             return f"endpoint: {endpoint} cannot be used: {failure}; start the judge's server first"
@@ -52,13 +59,16 @@ async def problem_of(endpoint: str, model: str, api_key_env: str | None) -> str 
             key = f"the key in {api_key_env}" if api_key_env else "requests without a key; set api_key_env"
             return f"endpoint: {endpoint} refuses {key}: {failure}"
         return None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
     finally:
         await client.aclose()
-    if names and len(names) <= FEW_MODELS and model not in names:
-        there = ", ".join(names)
-        return f"model: {endpoint} does not serve {model!r}{did_you_mean(model, names)} (it serves {there})"
+    if not names or len(names) > FEW_MODELS or model in names:
+        return None
+    problem = f"model: {endpoint} does not list {model!r}{did_you_mean(model, names)} (it lists {', '.join(names)})"
+    if strict:
+        return problem
+    logger.warning(problem)
     return None
 
 

@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+LONGEST_RUN = 256
+"""Rows that share one prefix. More save little, and the search would take longer than the scoring."""
+
 
 class Shared(NamedTuple):
     """Rows that begin with the same `prefix` tokens; each has at least one token more."""
@@ -64,7 +67,7 @@ def shared_prefixes(ids: Sequence[Sequence[int]], rows: Sequence[int], shortest:
     for end in range(1, len(order) + 1):
         best[end], cuts[end] = best[end - 1], Shared(order[end - 1 : end], 0)
         prefix = room[end - 1]
-        for start in range(end - 2, -1, -1):
+        for start in range(end - 2, max(end - 1 - LONGEST_RUN, -1), -1):
             prefix = min(prefix, joint[start])
             if prefix < shortest:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -13,6 +14,8 @@ from typing import Literal
 
 from trl_rewards.errors import RewardError
 from trl_rewards.models.chat import Reply, Request
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_REPLY_CACHE = "~/.cache/trl_rewards/replies.sqlite"
 
@@ -104,6 +107,7 @@ class ReplyCache:
         """`judge` says what answers, beside the model's name: replies of another are not used."""
         self._path = os.path.expanduser(path)
         self._judge = judge
+        self._warned = False
 
     def _connect(self) -> sqlite3.Connection:
         os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
@@ -119,14 +123,26 @@ class ReplyCache:
         if not request.repeatable:
             return None
         wanted = (self._judge, request.key())
-        with closing(self._connect()) as connection:
-            row = connection.execute("SELECT reply FROM replies WHERE judge = ? AND key = ?", wanted).fetchone()
-        return Reply(*json.loads(row[0])) if row else None
+        try:
+            with closing(self._connect()) as connection:
+                row = connection.execute("SELECT reply FROM replies WHERE judge = ? AND key = ?", wanted).fetchone()
+            return Reply(*json.loads(row[0])) if row else None
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+            return self._do_without(error)
 
     def keep(self, request: Request, reply: Reply) -> None:
         """Keep a reply, if the request is repeatable and the reply came to its end."""
         if not request.repeatable or reply.finish != "stop":
             return
-        with closing(self._connect()) as connection, connection:
-            row = (self._judge, request.key(), json.dumps(reply))
-            connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
+        try:
+            with closing(self._connect()) as connection, connection:
+                row = (self._judge, request.key(), json.dumps(reply))
+                connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
+        except (sqlite3.Error, OSError) as error:
+            self._do_without(error)
+
+    def _do_without(self, error: Exception) -> None:
+        """A cache that is full, locked or broken costs its savings, not the replies that were paid for."""
+        if not self._warned:
+            logger.warning("reply_cache %s cannot be used: %r", self._path, error)
+        self._warned = True

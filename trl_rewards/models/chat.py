@@ -59,7 +59,18 @@ class ChatServer:
 
     async def reply(self, request: Request, before: Callable[[], None]) -> Reply:
         """The reply to one request. Raises HttpFailure, and what `before` raises when it is about to be sent."""
-        client = self._next_client()
+        tried: list[HttpClient] = []
+        while True:
+            client = self._next_client(tried)
+            tried.append(client)
+            try:
+                return await self._reply(client, request, before)
+            except HttpFailure as failure:
+                refused = failure.status is not None and not failure.retryable
+                if refused or len(tried) == len(self._clients):
+                    raise
+
+    async def _reply(self, client: HttpClient, request: Request, before: Callable[[], None]) -> Reply:
         payload = payload_of(request)
         characters = sum(len(message["content"]) for message in request.messages)
 
@@ -79,11 +90,12 @@ class ChatServer:
         self._structured = "off"  # it was the format that the server refused
         return reply
 
-    def _next_client(self) -> HttpClient:
-        for _ in self._clients:
-            if not (client := next(self._turns)).is_down:
-                return client
-        return next(self._turns)
+    def _next_client(self, tried: list[HttpClient]) -> HttpClient:
+        """The next in turn that was not tried, one that is not down if there is one."""
+        turn = [next(self._turns) for _ in self._clients]
+        next(self._turns)  # so that the next request begins with the next one
+        left = [client for client in turn if client not in tried]
+        return next((client for client in left if not client.is_down), left[0])
 
     async def aclose(self) -> None:
         for client in self._clients:

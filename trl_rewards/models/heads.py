@@ -99,7 +99,7 @@ def _last_token_head(model: Any) -> Head | None:
     if head is None or model.base_model is model:
         return None
     head.float()  # in bfloat16 near scores would become equal
-    size = model.config.get_text_config().hidden_size
+    size = head.in_features if isinstance(head, Linear) else model.config.get_text_config().hidden_size
     with torch.no_grad():
         outputs = head(torch.zeros(1, size, device=model.device)).shape[-1]
     return Head(model, model.base_model, head, _labels(model.config, outputs))

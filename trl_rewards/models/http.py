@@ -73,6 +73,7 @@ class HttpClient:
         wait, and one of them tries the server every `cool_down` seconds; when it has been down for `patience` seconds,
         the others fail without waiting.
         """
+        check_address(base_url)
         if api_key_env is not None:
             check_key_name(api_key_env)
         self._url = base_url.rstrip("/")
@@ -198,7 +199,8 @@ class HttpClient:
                 retry_after=_retry_after(answer.headers.get("retry-after")),
             )
         try:
-            return answer.json()
+            # Some servers repeat the request; what is kept and quoted of an answer must not hold the key.
+            return json.loads(answer.text.replace(key, "***") if key else answer.text)
         except (ValueError, RecursionError):
             words = _cut(answer.text, key)
             raise HttpFailure(f"{method} {path}: the answer is not JSON: {words}", status=status) from None
@@ -283,6 +285,12 @@ class Breaker:
 
 def _go() -> None:
     """Nothing speaks against sending."""
+
+
+def check_address(url: str) -> None:
+    """ValueError for an address with a user name or a password in it, which recipes and logs would show."""
+    if urlsplit(url).username is not None:
+        raise ValueError("endpoint must hold no user name or password; give the key with api_key_env")
 
 
 def check_key_name(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, Literal
 
-from trl_rewards.models.http import check_key_name
+from trl_rewards.models.http import check_address, check_key_name
 from trl_rewards.models.options import InProcess
 
 SCRIPTED = "bundled:judge"
@@ -29,7 +29,8 @@ class JudgeOptions(InProcess):
     seed: int | None = None
     """Sent with every request; None sends none."""
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """More fields of the request, such as `chat_template_kwargs`. A null takes a field out."""
+    """More fields of the request, such as `chat_template_kwargs`; a null takes one out. Cassettes hold them as they
+    are. In this process only `chat_template_kwargs` is used."""
     structured: Literal["auto", "on", "off"] = "auto"
     """Ask the server for replies of the judge's JSON schema, where it has one. `auto` does without on servers that
     refuse it."""
@@ -39,7 +40,8 @@ class JudgeOptions(InProcess):
     """How often a request is sent that meets a broken connection, a time-out or a busy server. The source's `retries`
     would score the batch again, which a judge does not need: rows that failed are holes, not errors."""
     in_flight: int = 16
-    """Requests at a time, per server. Leave the source's `concurrency` unset: it would cut the batch into rows."""
+    """Requests at a time, per server. Leave the source's `concurrency` and `isolate` unset: they cut the batch into
+    rows, and give each process a cassette and a budget of its own."""
     cool_down: float = 5.0
     """Seconds between tries of a server that cannot be reached; the requests wait for it together."""
     patience: float = 60.0
@@ -96,6 +98,7 @@ class JudgeOptions(InProcess):
         if self.endpoint == []:
             raise ValueError("endpoint is an empty list; leave it out to run the model in this process")
         for endpoint in [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint or []:
+            check_address(endpoint)
             if endpoint != SCRIPTED and not endpoint.startswith(("http://", "https://")):
                 raise ValueError(f"endpoint must start with http:// or https://, got {endpoint!r}")
         if self.api_key_env is not None:

@@ -151,6 +151,13 @@ class JudgeReward(JudgeOptions):
         try:
             # All are waited for, also when one stops the run: what is under way is paid for, and kept.
             outcomes = await asyncio.gather(*map(converse, exchanges), return_exceptions=True)
+        except asyncio.CancelledError:  # the source's deadline: what is answered counts
+            if not any(exchange.scores for exchange in exchanges):
+                raise
+            outcomes = []
+            late = Failed("no answer by the source's deadline", "timeout")
+            for exchange in exchanges:
+                exchange.scores = exchange.scores or [late] * len(exchange.ask.rows)
         finally:
             counts.update(asker.finish())
         for outcome in outcomes:

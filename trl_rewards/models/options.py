@@ -14,7 +14,7 @@ class InProcess(Reward):
     """A reward whose model may run in this process. Loaded on each rank, before the policy, outside its DeepSpeed."""
 
     revision: str | None = None
-    """Branch, tag or commit on the Hub."""
+    """Branch, tag or commit of the model on the Hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`, …; None: the model's own choice."""
@@ -46,14 +46,17 @@ class InProcess(Reward):
 
         path = resolve_path(path, context.base_dir)
         adapter = resolve_path(self.adapter, context.base_dir) if self.adapter else None
+        revision, adapter_revision = self.revision, None
         if adapter is None and (base := base_of_adapter(path, self.revision)):
             path, adapter = resolve_path(base, context.base_dir), path
+            revision, adapter_revision = None, self.revision
         return Loading(
             path=path,
-            revision=self.revision,
+            revision=revision,
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
             adapter=adapter,
+            adapter_revision=adapter_revision,
             quantization="4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
             device=(context.device or default_device()) if self.device == "same" else self.device,
             offload=self.offload,

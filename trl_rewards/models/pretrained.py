@@ -29,6 +29,7 @@ class Loading:
     dtype: str = "bfloat16"
     attn_implementation: str | None = None
     adapter: str | None = None
+    adapter_revision: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     device: Any = None
     """torch.device or its name; None: `default_device()`."""
@@ -169,7 +170,9 @@ def _with_adapter(model: Any, loading: Loading) -> tuple[Any, set[str]]:
     try:
         # Without autocast_adapter_dtype=False LoRA weights become fp32, which doubles the time of a bf16 model on CPU.
         with outside_deepspeed():
-            adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+            adapted = PeftModel.from_pretrained(
+                model, adapter, revision=loading.adapter_revision, autocast_adapter_dtype=False
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise RewardError(f"adapter: {adapter!r} does not fit {loading.path!r}: {_said(error)}") from error
     if adapted.active_peft_config.is_prompt_learning:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -119,7 +119,16 @@ class Scorer:
                         computed += cost
                         advance(len(rows))
                 except torch.OutOfMemoryError:
-                    self._halve_budget(min(len(ids[row]) for row in rest))
+                    rest = [row for row in rest if row not in scores]
+                    shortest = min(len(ids[row]) for row in rest)
+                    if self.token_budget > shortest:
+                        self.token_budget //= 2
+                    elif scores:  # rows of this length and more do not fit: they are holes, the others keep theirs
+                        logger.warning("%s: out of memory for a row of %d tokens", self.loading.path, shortest)
+                        scores |= dict.fromkeys(rest, math.nan)
+                        self.token_budget = budget  # it was not too much for the other rows
+                    else:
+                        self._refuse_row(shortest)
             if self.token_budget < budget:
                 logger.warning("%s: out of memory; token_budget is now %d", self.loading.path, self.token_budget)
             if memory:
@@ -158,14 +167,11 @@ class Scorer:
     def _pad(self) -> int:
         return self.tokenizer.pad_token_id or 0
 
-    def _halve_budget(self, shortest: int) -> None:
-        """RewardError where even one row at a time is too much."""
-        if self.token_budget <= shortest:
-            raise RewardError(
-                f"{self.loading.path!r}: out of memory for a single row of {shortest} tokens; use load_in_4bit, "
-                "offload, another device or a smaller max_length"
-            ) from None
-        self.token_budget //= 2
+    def _refuse_row(self, tokens: int) -> NoReturn:
+        raise RewardError(
+            f"{self.loading.path!r}: out of memory for a single row of {tokens} tokens; use load_in_4bit, "
+            "offload, another device or a smaller max_length"
+        ) from None
 
     def _groups(self, ids: Sequence[list[int]], rows: list[int], device: torch.device) -> list[Shared]:
         """The groups whose prefix is computed once."""
@@ -233,7 +239,7 @@ def load_scorer(
         found = load_yes(loading, tokenizer, yes_token, no_token, yes_score)
     else:
         found = load_head(loading, config, head, model_class, output)
-    positions = config.get_text_config().to_dict().get("max_position_embeddings") or tokenizer.model_max_length
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
     on_cpu = device_of(loading).type == "cpu"
     return Scorer(
         head=found,

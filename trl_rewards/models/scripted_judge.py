@@ -206,7 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
-            self._answer(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+            self._answer(
+                200, {"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "trl-rewards"}]}
+            )
         else:
             self._answer(404, {"error": {"message": f"no {self.path}; there is /v1/models"}})
 

@@ -210,6 +210,8 @@ def _read(dialect: Dialect, reply: Any, count: int) -> list[float | Failed]:
     try:
         raw = dialect.scores(reply)
         for value in raw:
+            if value is None:  # how some servers write NaN
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{value!r:.100} for a score")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -217,4 +219,7 @@ def _read(dialect: Dialect, reply: Any, count: int) -> list[float | Failed]:
         return [Failed(f"{dialect.path}: the reply has another shape than this server's ({said})")] * count
     if len(raw) != count:
         return [Failed(f"{dialect.path}: {len(raw)} scores for {count} inputs")] * count
-    return [float(value) if math.isfinite(value) else Failed(f"{dialect.path}: scored {value}") for value in raw]
+    return [
+        float(value) if value is not None and math.isfinite(value) else Failed(f"{dialect.path}: scored {value}")
+        for value in raw
+    ]

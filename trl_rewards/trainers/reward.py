@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import trl
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging as transformers_logging
@@ -72,8 +73,11 @@ class RewardTrainer(trl.RewardTrainer):
                 quantization_config = args.model_init_kwargs = None
             processing_class = processing_class or AutoTokenizer.from_pretrained(model.config.name_or_path)
             added = objective.attach(model, processing_class, fresh)
-            if added and peft_config is not None:
-                peft_config.trainable_token_indices = added
+            if peft_config is not None:
+                if added:
+                    peft_config.trainable_token_indices = added
+                if "v_head" in dict(model.named_children()):  # PEFT knows heads by the names `score` and `classifier`
+                    peft_config.modules_to_save = [*{*(peft_config.modules_to_save or []), "v_head"}]
         super().__init__(
             model,
             args,
@@ -103,7 +107,8 @@ class RewardTrainer(trl.RewardTrainer):
         ):
             given = {"objective": self.preference_objective, "tokenizer": processing_class}
             # An objective's state may not be hashable, and a cache that misses its options would be worse than none.
-            dataset = dataset.map(_tokenized, fn_kwargs=given, load_from_cache_file=False)
+            uncached = {"load_from_cache_file": False} if isinstance(dataset, Dataset) else {}
+            dataset = dataset.map(_tokenized, fn_kwargs=given, **uncached)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self):
@@ -209,6 +214,12 @@ def _check(objective: Objective, args: Any, dataset: Any) -> None:
     """ValueError for what the objective would pass over in silence."""
     if objective.own_loss and args.center_rewards_coefficient is not None:
         raise ValueError(f"center_rewards_coefficient is TRL's loss's, which {objective.display_name!r} does not use")
+    wanted = vars(objective).get("max_length")
+    if wanted and args.max_length is not None and args.max_length < wanted:
+        raise ValueError(
+            f"max_length {args.max_length} would drop rows that objective {objective.display_name!r} makes of up to "
+            f"{wanted} tokens; set max_length to {wanted}, or the objective's lower"
+        )
     columns = getattr(dataset, "column_names", None) or ()
     if objective.own_loss and "margin" in columns and "margin" not in objective.reads():
         raise ValueError(f"column 'margin' is TRL's loss's, which {objective.display_name!r} does not use; remove it")
@@ -236,7 +247,7 @@ def _load(path: str, args: Any, quantization_config: Any) -> tuple[Any, list[str
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=1,
-            dtype=getattr(torch, dtype) if dtype != "auto" else dtype,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
             output_loading_info=True,
             **options,
         )

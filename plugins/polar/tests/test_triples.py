@@ -125,6 +125,8 @@ def test_a_pool_holds_texts_and_mappings(tmp_path):
     file = tmp_path / "pool.yaml"
     file.write_text("- m?temperature=0.7\n- {model: m, temperature: 1.3, name: hot}\n- {model: n}\n")
     assert [policy.name for policy in read_pool(file)] == ["m?temperature=0.7", "hot", "n"]
+    (tmp_path / "m").mkdir()
+    assert [policy.model for policy in read_pool(file)] == [str(tmp_path / "m"), str(tmp_path / "m"), "n"]
     file.write_text("m: 1")
     with pytest.raises(ValueError, match="must be a YAML list of policies, got dict"):
         read_pool(file)
@@ -350,6 +352,15 @@ def test_chats_give_text_prompts_in_the_wrapper_for_them(pool):
 def test_triples_without_a_difference_are_left_out(policy_path):
     same = [Policy(model=policy_path, name=name, temperature=0.0) for name in "ab"]
     assert build_triples(same, DOCUMENTS, {"train": 5}, generation=SHORT) == {"train": []}
+
+
+def test_triples_without_a_reference_are_left_out(pool, monkeypatch):
+    write = Writer.write
+    monkeypatch.setattr(
+        Writer, "write", lambda self, batch: [(row, "" if row == 0 else text) for row, text in write(self, batch)]
+    )
+    rows = build_triples(pool, DOCUMENTS, {"train": 5}, generation=SHORT)["train"]
+    assert len(rows) == 4
 
 
 def test_an_interrupted_run_goes_on_and_gives_what_an_uninterrupted_one_gives(pool, tmp_path, monkeypatch):

@@ -63,8 +63,10 @@ class PolarObjective(Objective):
         added = list(range(known, len(tokenizer)))
         if added and max(added) >= model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))
-        for name in fresh:  # the head alone: AutoModelForSequenceClassification finds all else in a checkpoint
-            model.get_parameter(name).data.zero_()
+        for name in fresh:  # the output layer alone: with zeros below it too, no gradient would pass
+            parameter = model.get_parameter(name)
+            if parameter.shape[0] == 1:
+                parameter.data.zero_()
         self._separator_id, self._reward_token_id = tokenizer.convert_tokens_to_ids(
             [self.separator, self.reward_token]
         )

@@ -106,6 +106,8 @@ class Polar(InProcess):
         if (self.endpoint is None) != (self.backend == "transformers"):
             got = "no endpoint" if self.endpoint is None else f"endpoint {self.endpoint}"
             raise ValueError(f"a server needs backend and endpoint, got backend {self.backend!r} and {got}")
+        if self.api_key_env is not None and self.endpoint is None:
+            raise ValueError("api_key_env goes with endpoint; what it is is not shown, in case it is the key itself")
         if self.endpoint is not None:
             self._server(self.endpoint)  # refuses a wrong address or name of a key
         self._running: _Running | None = None

@@ -28,7 +28,7 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -115,15 +115,29 @@ def read_policy(text: str) -> Policy:
 
 
 def read_pool(path: Path) -> list[Policy]:
-    """The policies of a YAML list; an entry is text as `read_policy` takes it, or a mapping of Policy's fields."""
+    """The policies of a YAML list; an entry is text as `read_policy` takes it, or a mapping of Policy's fields.
+
+    Folders that are named beside the file are found there.
+    """
     import yaml
+
+    from trl_rewards.data import model_path
 
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must be a YAML list of policies, got {type(entries).__name__}")
-    return [
+    policies = [
         read_policy(entry) if isinstance(entry, str) else _policy({"name": entry.get("model")} | entry, str(path))
         for entry in entries
+    ]
+    beside = str(path.parent)
+    return [
+        replace(
+            policy,
+            model=model_path(policy.model, beside),
+            adapter=policy.adapter and model_path(policy.adapter, beside),
+        )
+        for policy in policies
     ]
 
 
@@ -339,9 +353,10 @@ def build_triples(
     """Rows of triples per split: prompt, reference, chosen, rejected, wrapper, policies (the two names).
 
     Prompts are text in the rows; the contents of a chat's messages are joined by a newline, as POLAR reads them.
-    `prefix_tokens` (least, most) cuts text prompts, in tokens of the first policy. Triples whose chosen and rejected
-    are the same text teach nothing, and those whose reference is blank are none to POLAR; both are left out. `work` is a file that keeps trajectories while they are written,
-    so that an interrupted call can go on; the caller removes it. One model is loaded at a time.
+    `prefix_tokens` (least, most) cuts text prompts, in tokens of the first policy. Left out are triples that cannot
+    teach anything: with a blank reference, or one text as chosen and as rejected. `work` is a file that keeps
+    trajectories while they are written, so that an interrupted call can go on; the caller removes it. One model is
+    loaded at a time.
     """
     generation = generation or Generation()
     plan = plan_triples(len(prompts), [policy.name for policy in policies], sizes, held_out, generation.seed)
