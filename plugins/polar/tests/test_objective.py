@@ -144,3 +144,12 @@ def test_lora_on_4bit_trains_the_marks_and_the_head(fit, tmp_path):
     assert any("score" in name for name in trained)
     assert any("trainable_tokens" in name for name in trained)
     assert len({line["loss"] for line in lines}) > 1
+
+
+@pytest.mark.slow
+def test_lora_trains_the_head_of_internlm2(fit, polar_path):
+    trainer, _ = fit(
+        model_name_or_path=polar_path, use_peft="true", lora_r=2, lora_target_modules="[wqkv, wo]", max_steps=2
+    )
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert any("v_head" in name for name in trained)
