@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trl_rewards.models.adapters import add_adapter, trunk_of, using
     from trl_rewards.models.http import HttpClient, HttpFailure
     from trl_rewards.models.judge import (
         Ask,
@@ -32,6 +33,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "PairwiseJudge": "judge",
     "Scorer": "scorer",
     "ServedScorer": "served",
+    "add_adapter": "adapters",
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
@@ -39,6 +41,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "load_pretrained": "pretrained",
     "load_scorer": "scorer",
     "load_tokenizer": "pretrained",
+    "trunk_of": "adapters",
+    "using": "adapters",
 }
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "PairwiseJudge",
     "Scorer",
     "ServedScorer",
+    "add_adapter",
     "as_number",
     "as_text",
     "extract_json",
@@ -59,6 +64,8 @@ __all__ = [
     "load_pretrained",
     "load_scorer",
     "load_tokenizer",
+    "trunk_of",
+    "using",
 ]
 
 
