@@ -8,6 +8,9 @@ from peft import LoraConfig, get_peft_model
 
 from trl_rewards import RewardError
 from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using
+from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.scorer import load_scorer
+from trl_rewards.models.shared_base import SharedBase
 
 FAMILIES = ["qwen2", "llama"]
 QUANTIZED = pytest.mark.parametrize("quantized", [False, True], ids=["fp32", "4bit"])
@@ -223,3 +226,188 @@ def test_the_trunk_is_the_decoder_with_the_adapters_in_it(bases):
         torch.testing.assert_close(policy.get_base_model().lm_head(hidden), policy(IDS).logits, rtol=0, atol=1e-6)
     with pytest.raises(RewardError, match="Qwen2Model has no decoder apart"):
         trunk_of(trunk_of(policy))
+
+
+# --- rewards on one base ---------------------------------------------------------------------------------------------
+
+
+LATE = {"target_modules": ALL_LINEAR, "layers_to_transform": [2, 3]}
+LAST = {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [3], "r": 2, "lora_alpha": 16}
+FULL = {"target_modules": ALL_LINEAR}
+TEXTS = [
+    f"{prompt} {completion}"
+    for prompt in ("the cat sat on the mat and the dog ran to the sky " * 4, "the sky sat")
+    for completion in ("the dog ran 3 times", "the cat sat", "sky", "the dog sat 8 times and the cat ran 2 times")
+]
+
+
+def save_reward(folder, base: str, seed: int, tokenizer=None, outputs: int = 1, **lora) -> str:
+    """A reward adapter as `trainer: reward` with LoRA leaves it: PEFT on a sequence classifier, with its tokenizer."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=outputs, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **lora))
+    randomise(adapted, "default", seed)
+    adapted.save_pretrained(folder)
+    (tokenizer or AutoTokenizer.from_pretrained(base)).save_pretrained(folder)
+    return str(folder)
+
+
+def save_head(folder, size: int, seed: int) -> str:
+    """A head alone, in the file that LlamaFactory writes."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    save_file({"v_head.summary.weight": torch.randn(1, size, generator=generator)}, folder / "value_head.safetensors")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rewards(bases, tmp_path_factory):
+    """Folders of reward adapters, by family and kind."""
+    found = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(f"{family}-rewards")
+        kinds = {"late": LATE, "late2": LATE, "last": LAST, "full": FULL, "full2": FULL | {"r": 2}}
+        for seed, (kind, lora) in enumerate(kinds.items()):
+            found[family, kind] = save_reward(folder / kind, bases[family], seed, **lora)
+        found[family, "head"] = save_head(folder / "head", 64, 11)
+        found[family, "head2"] = save_head(folder / "head2", 64, 12)
+    return found
+
+
+def loading(path: str, quantized: bool = False, **options) -> Loading:
+    return Loading(path=path, dtype="float32", quantization="4bit" if quantized else None, device="cpu", **options)
+
+
+def scores_apart(base: str, adapter: str, quantized: bool, prefix_reuse: str = "off") -> list[float]:
+    return load_scorer(loading(base, quantized, adapter=adapter), prefix_reuse=prefix_reuse).score_texts(TEXTS, True)
+
+
+@pytest.mark.parametrize(
+    ("family", "quantized", "prefix_reuse"),
+    [("qwen2", False, "off"), ("qwen2", True, "on"), ("llama", False, "on"), ("llama", True, "off")],
+)
+def test_rewards_on_the_policys_base_score_as_models_loaded_apart(bases, rewards, family, quantized, prefix_reuse):
+    kinds = ["full", "late", "last", "full2", "late2"]
+    shared = SharedBase(loading(bases[family]))
+    members = {kind: shared.add(rewards[family, kind], prefix_reuse=prefix_reuse) for kind in kinds}
+    policy = make_policy(bases[family], quantized).train()
+    before = state_of(policy)
+    shared.bind(policy)
+    found = {kind: member.scorer.score_texts(TEXTS, True) for kind, member in members.items()}
+    after = state_of(policy)
+    for part in ("requires_grad", "training", "parameters"):
+        assert {name: after[part][name] for name in before[part] if name in after[part]}.items() <= before[
+            part
+        ].items()
+    assert {name for name, required in after["requires_grad"].items() if required} == {
+        name for name, required in before["requires_grad"].items() if required
+    }
+    assert (after["active"], after["enabled"]) == (before["active"], before["enabled"])
+    for kind in kinds:
+        wanted = scores_apart(bases[family], rewards[family, kind], quantized)
+        assert found[kind] == pytest.approx(wanted, rel=1e-4, abs=1e-4), kind
+        assert max(wanted) - min(wanted) > 0.1, kind
+    saved = members["late"].scorer.group.scorer.metrics["prefix_saved"]
+    assert saved > 0.3 if prefix_reuse == "on" else saved == 0
+
+
+def test_members_share_the_layers_below_their_own(bases, rewards):
+    """Layers 0 and 1 run once for five members, 2 and 3 once for the base and once for each that changes them."""
+    shared = SharedBase(loading(bases["qwen2"]))
+    members = [shared.add(rewards["qwen2", kind]) for kind in ("head", "late", "last", "late2", "head2")]
+    shared.bind(make_policy(bases["qwen2"]))
+    passes = [0, 0, 0, 0]
+    for index, layer in enumerate(trunk_of(shared.model).layers):
+        layer.register_forward_hook(lambda *_, index=index: passes.__setitem__(index, passes[index] + 1))
+    scores = [member.scorer.score_ids([[5, 6, 7], [8, 9, 10, 11]]) for member in members]
+    assert passes == [1, 1, 3, 4]
+    assert len({tuple(found) for found in scores}) == 5
+    members[0].scorer.score_ids([[8, 9, 10, 11]])
+    assert passes == [1, 1, 3, 4]  # it is known
+    members[0].scorer.score_ids([[8, 9, 10, 12]])
+    assert passes == [2, 2, 6, 8]
+
+
+@pytest.mark.parametrize("with_policy", [True, False])
+def test_heads_alone_read_the_base_without_the_policys_adapter(bases, rewards, with_policy):
+    from safetensors.torch import load_file
+
+    shared = SharedBase(loading(bases["llama"]))
+    members = [shared.add(rewards["llama", kind]) for kind in ("head", "head2")]
+    if with_policy:
+        shared.bind(make_policy(bases["llama"]))
+    else:
+        shared.load()
+    with torch.no_grad():
+        hidden = load_base(bases["llama"], False).model(IDS).last_hidden_state[0, -1]
+    for member, kind in zip(members, ("head", "head2"), strict=True):
+        weight = load_file(f"{rewards['llama', kind]}/value_head.safetensors")["v_head.summary.weight"]
+        assert member.scorer.score_ids(IDS.tolist()) == pytest.approx((weight @ hidden).tolist(), rel=1e-4)
+
+
+def test_a_base_loaded_for_rewards_alone_gives_the_same_scores(bases, rewards):
+    shared = SharedBase(loading(bases["qwen2"], quantized=True))
+    members = {kind: shared.add(rewards["qwen2", kind]) for kind in ("late", "full")}
+    shared.load()
+    for kind, member in members.items():
+        wanted = scores_apart(bases["qwen2"], rewards["qwen2", kind], quantized=True)
+        assert member.scorer.score_texts(TEXTS, True) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_one_of_several_outputs_is_the_score(bases, tmp_path):
+    path = save_reward(tmp_path / "two", bases["qwen2"], 3, outputs=2, **FULL)
+    shared = SharedBase(loading(bases["qwen2"]))
+    with pytest.raises(RewardError, match="has 2 outputs"):
+        shared.add(path)
+    second, mixed = shared.add(path, output=1), shared.add(path, output={0: 0.5, 1: 2.0})
+    shared.load()
+    apart = load_scorer(loading(bases["qwen2"], adapter=path), output={0: 0.5, 1: 2.0}).score_texts(TEXTS, True)
+    assert mixed.scorer.score_texts(TEXTS, True) == pytest.approx(apart, rel=1e-4, abs=1e-4)
+    assert second.scorer.score_texts(TEXTS, True) != pytest.approx(apart, rel=1e-2)
+
+
+@QUANTIZED
+def test_gradients_after_scoring_equal_those_before(bases, rewards, quantized):
+    policy = make_policy(bases["qwen2"], quantized).train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        policy(IDS, labels=IDS).loss.backward()
+        found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+        policy.zero_grad(set_to_none=True)
+        return found
+
+    before = gradients()
+    shared = SharedBase(loading(bases["qwen2"]))
+    members = [shared.add(rewards["qwen2", kind]) for kind in ("full", "late")]
+    shared.bind(policy)
+    for member in members:
+        member.scorer.score_texts(TEXTS, True)
+    after = gradients()
+    assert after.keys() == before.keys() != set()
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, rtol=0, atol=0)
+
+
+def test_an_architecture_that_is_not_layers_and_a_norm_takes_a_pass_per_member(bases, rewards):
+    shared = SharedBase(loading(bases["qwen2"]))
+    members = {kind: shared.add(rewards["qwen2", kind]) for kind in ("late", "last")}
+    policy = make_policy(bases["qwen2"])
+    trunk = trunk_of(policy)
+    forward = trunk.forward
+
+    def scaled(*arguments, **options):
+        output = forward(*arguments, **options)
+        output.last_hidden_state = output.last_hidden_state * 2  # after the norm, where a replay does not come by
+        return output
+
+    trunk.forward = scaled
+    shared.bind(policy)
+    assert members["late"].scorer.head.backbone.layers == []
+    for kind, member in members.items():
+        wanted = [2 * score for score in scores_apart(bases["qwen2"], rewards["qwen2", kind], False)]
+        assert member.scorer.score_texts(TEXTS, True) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
