@@ -42,7 +42,7 @@ SHAPERS = {
     "whiten": ({}, {}),
 }
 COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
-ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "group_norm": {}, "leave_one_out": {}}
+ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
 SLOW = {"accuracy", "model"}
 
 

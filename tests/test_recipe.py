@@ -52,7 +52,7 @@ MATCH = {"use": "exact_match"}
 
 def test_every_problem_is_reported_at_once_with_the_path_the_user_typed(problems):
     text = """
-trainer: gppo
+trainer: grop
 rewards:
   - use: bluberi
   - use: length
@@ -68,7 +68,7 @@ shape: [{use: scale, with: {factor: [1]}}]
 """
     found = problems(text)
     starts = [
-        "trainer: unknown trainer 'gppo', did you mean 'grpo'",
+        "trainer: unknown trainer 'grop', did you mean 'grpo'",
         "rewards[2]: unknown key 'wieght', did you mean 'weight'",
         "rewards[2].weight: must be a number",
         "rewards[2].on_missing: must be renormalize or group_mean or drop_row or drop_group or fail, "

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
     from trl_rewards.trainers.grpo import GRPOTrainer
+    from trl_rewards.trainers.ppo import PPOTrainer
+    from trl_rewards.trainers.ppo_config import PPOConfig
     from trl_rewards.trainers.reward import RewardTrainer
     from trl_rewards.trainers.rloo import RLOOTrainer
 
@@ -44,6 +46,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "Recipe": "recipe",
     "Pipeline": "pipeline",
     "GRPOTrainer": "trainers.grpo",
+    "PPOConfig": "trainers.ppo_config",
+    "PPOTrainer": "trainers.ppo",
     "RLOOTrainer": "trainers.rloo",
     "RewardTrainer": "trainers.reward",
 }
@@ -55,6 +59,8 @@ __all__ = [
     "Failed",
     "GRPOTrainer",
     "Objective",
+    "PPOConfig",
+    "PPOTrainer",
     "Pipeline",
     "PluginError",
     "Preferences",

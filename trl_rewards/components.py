@@ -141,13 +141,14 @@ _TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric", "environments")
 class TokenReward(Reward):
     """A process reward: one value per completion token. As a scalar source it counts as the sum of its values."""
 
-    def score_tokens(self, samples: Samples) -> list[list[float]]:
-        """One value per completion token, row by row; lengths equal `samples.lengths`."""
+    def score_tokens(self, samples: Samples) -> list[list[float] | Score]:
+        """One value per completion token, row by row, as many as `samples.lengths` says; None or Failed for a row
+        without."""
         raise NotImplementedError(f"{type(self).__name__} must define score_tokens(self, samples)")
 
     def score(self, samples: Samples) -> list[Score]:
         """Sum of the token values of each row."""
-        return [sum(values) for values in self.score_tokens(samples)]
+        return [sum(values) if isinstance(values, list) else values for values in self.score_tokens(samples)]
 
 
 class TrainableReward(Reward):
@@ -188,13 +189,14 @@ class RewardBatch(NamedTuple):
     mask: Tensor | None = None
     """(N, T) 1 where a token is the policy's own and trained on."""
     token_rewards: Tensor | None = None
-    """(N, T)"""
+    """(N, T) what each token earned: process rewards of the sources, in PPO also the rest of the total, at the last
+    token, and the KL penalty. 0 on rows without a score. T is the longest row's."""
     values: Tensor | None = None
-    """(N, T) critic values."""
+    """(N, T) the critic's value of the text before each token, in PPO."""
     logps: Tensor | None = None
-    """(N, T)"""
+    """(N, T) log-probabilities of the policy that wrote the tokens, in PPO."""
     ref_logps: Tensor | None = None
-    """(N, T)"""
+    """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
 
@@ -229,6 +231,11 @@ class Advantage(Component):
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")
+
+    def value_targets(self, batch: RewardBatch, advantages: Tensor) -> Tensor:
+        """(N, T) what PPO's critic is trained on; for one with "values" among its needs. Advantage plus value."""
+        assert batch.values is not None
+        return advantages + batch.values
 
 
 class Preferences(NamedTuple):

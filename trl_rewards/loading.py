@@ -13,7 +13,17 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from trl_rewards.components import Advantage, Combiner, Component, Context, Objective, Reward, Score, Shaper
+from trl_rewards.components import (
+    Advantage,
+    Combiner,
+    Component,
+    Context,
+    Objective,
+    Reward,
+    Score,
+    Shaper,
+    TokenReward,
+)
 from trl_rewards.errors import PluginError, RecipeError, did_you_mean
 from trl_rewards.plugins import component_class, load_target
 from trl_rewards.samples import Failed, Samples
@@ -28,6 +38,20 @@ def load_reward(use: str, /, **options: Any) -> Reward:
     reward = _load("reward", use, options)
     reward.setup(Context())
     return reward
+
+
+def as_reward(given: Any) -> Reward:
+    """A reward of what TRL takes as one of its `reward_funcs`: a function, a reward, or a reward model's name."""
+    if isinstance(given, Reward):
+        return given
+    if isinstance(given, str):
+        reward = _load("reward", "model", {"path": given})
+        return reward
+    if not callable(given):
+        raise TypeError(f"a reward is a function, a Reward or the name of a reward model, got {given!r}")
+    function = FunctionReward(path=getattr(given, "__name__", type(given).__name__))
+    function.use(given)
+    return function
 
 
 def load_combiner(use: str, /, **options: Any) -> Combiner:
@@ -182,9 +206,13 @@ class FunctionReward(Reward):
     def resolve(self, base_dir: str) -> None:
         """Import the function. PluginError says what is wrong with `path`."""
         function = load_target(self.path, base_dir)
-        self.function: Callable[..., Any] = function(**self.factory) if self.factory is not None else function
-        if not callable(self.function):
-            raise TypeError(f"{self.path!r} is not a function but {self.function!r}")
+        self.use(function(**self.factory) if self.factory is not None else function)
+
+    def use(self, function: Any) -> None:
+        """Take this function, whatever `path` says. TypeError if it is none."""
+        if not callable(function):
+            raise TypeError(f"{self.path!r} is not a function but {function!r}")
+        self.function: Callable[..., Any] = function
         self.context = Context()
 
     def setup(self, context: Context) -> None:
@@ -222,7 +250,7 @@ class FunctionReward(Reward):
         return [None if isinstance(score, Failed) else score for score in scores]
 
 
-def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callable[[Samples], list[Score]]:
+def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callable[[Samples], Any]:
     """What a worker process runs for an isolated source: its own copy of the reward."""
     reward, problems = build("reward", use, options, base_dir)
     if problems:
@@ -230,7 +258,7 @@ def reward_in_worker(use: str, options: dict[str, Any], base_dir: str) -> Callab
     reward.setup(Context(base_dir=base_dir))
     if reward.is_async():
         return functools.partial(_run_async, asyncio.Runner(), reward)
-    return reward.score
+    return reward.score_tokens if isinstance(reward, TokenReward) else reward.score
 
 
 def _run_async(runner: Any, reward: Reward, samples: Samples) -> list[Score]:

@@ -49,3 +49,38 @@ def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tenso
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps
     return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)
+
+
+def whiten_masked(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the entries where `mask` is 1, sample variance: (N, T) -> (N, T) float64.
+
+    0 where the mask is 0. Without `shift_mean` the mean is kept. A constant or single entry is divided by sqrt(eps)
+    only, so it gives 0 with `shift_mean`.
+    """
+    kept = mask.bool()
+    chosen = values.double()[kept]
+    if not len(chosen):
+        return values.double() * 0
+    mean = chosen.mean()
+    variance = (chosen - mean).square().sum() / max(len(chosen) - 1, 1)
+    whitened = (values.double() - mean) * (variance + eps).rsqrt()
+    return (whitened if shift_mean else whitened + mean).masked_fill(~kept, 0.0)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation: (N, T) token rewards and values -> (N, T) float64.
+
+    https://huggingface.co/papers/1506.02438, eq. 16: A_t = δ_t + γλ A_t+1 with δ_t = r_t + γ V_t+1 - V_t, and nothing
+    after a row's last token. Tokens where `mask` is 0 (padding, a tool's words) are no decisions of the policy: they
+    get 0, and time does not pass on them, so that the token before them looks at the token after them.
+    """
+    kept = mask.bool()
+    rewards, values = rewards.double(), values.double()
+    advantages = rewards.new_zeros(rewards.shape)
+    advantage = next_value = rewards.new_zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        found = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * advantage
+        advantage = found.where(kept[:, t], advantage)
+        next_value = values[:, t].where(kept[:, t], next_value)
+        advantages[:, t] = found.where(kept[:, t], advantages[:, t])
+    return advantages

@@ -203,7 +203,8 @@ class Pipeline:
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
-        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped)
+        tokens = _token_rewards(local.tokens, weights, len(samples), world, device)
+        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, token_rewards=tokens)
 
     def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
         """(N,) or (N, T) from the recipe's advantage, NaN-free; None if the recipe leaves advantages to TRL."""
@@ -300,6 +301,23 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
+
+
+def _token_rewards(
+    tokens: dict[int, list[list[float]]], weights: list[float], rows: int, world: World, device: Any
+) -> torch.Tensor | None:
+    """Weighted process rewards of all sources and ranks (N, T), 0 for holes; None if no source scores tokens."""
+    if not tokens:
+        return None
+    mine = []
+    for row in range(rows):
+        values = [torch.tensor(found[row]) * weights[k] for k, found in tokens.items() if found[row]]
+        mine.append(torch.stack(values).sum(dim=0).tolist() if values else [])
+    everyone = [values for share in world.gather_objects(mine) for values in share]
+    padded = torch.zeros(len(everyone), max(map(len, everyone)), device=device)
+    for row, values in enumerate(everyone):
+        padded[row, : len(values)] = torch.tensor(values, device=device)
+    return padded
 
 
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from trl_rewards.components import Advantage
+from trl_rewards.components import Advantage, TokenReward
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build
 from trl_rewards.plugins import load_plugins
@@ -37,17 +38,27 @@ DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
 class TrainerKind:
     """What a trainer takes of our keys, and what its advantages may be."""
 
-    config: str  # the class in trl
+    config: str  # "module:Class" of its training arguments
     keys: tuple[str, ...]
     levels: tuple[str, ...] = ()
     provides: frozenset[str] = frozenset()
+    """Fields of RewardBatch that its advantages can have."""
+    advantage: str | None = None
+    """The advantage where the recipe names none; None: the trainer's own."""
 
 
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage")
 TRAINERS = {
-    "grpo": TrainerKind("GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
-    "rloo": TrainerKind("RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
-    "reward": TrainerKind("RewardConfig", ("objective",)),
+    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
+    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
+    "ppo": TrainerKind(
+        "trl_rewards.trainers.ppo_config:PPOConfig",
+        _PIPELINE_KEYS,
+        ("sequence", "token"),
+        frozenset({"mask", "token_rewards", "values", "logps", "ref_logps"}),
+        advantage="gae",
+    ),
+    "reward": TrainerKind("trl:RewardConfig", ("objective",)),
 }
 
 
@@ -393,7 +404,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         rewards=rewards,
         combine=_parse_spec(raw.get("combine", "weighted_sum"), "combine", problems) or Spec("weighted_sum"),
         shape=_parse_shape(raw.get("shape"), "shape", problems),
-        advantage=_parse_spec(raw["advantage"], "advantage", problems) if raw.get("advantage") is not None else None,
+        advantage=_parse_advantage(raw.get("advantage"), trainer, problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -508,6 +519,12 @@ def _parse_spec(entry: Any, path: str, problems: list[str], keys: Sequence[str] 
     return Spec(use, dict(options or {}))
 
 
+def _parse_advantage(entry: Any, trainer: str, problems: list[str]) -> Spec | None:
+    if entry is None and trainer in TRAINERS:
+        entry = TRAINERS[trainer].advantage
+    return _parse_spec(entry, "advantage", problems) if entry is not None else None
+
+
 def _parse_shape(entries: Any, path: str, problems: list[str]) -> list[Spec]:
     if entries is None:
         return []
@@ -562,6 +579,8 @@ def check_components(recipe: Recipe) -> list[str]:
         if reward is not None and source.running.get("cache"):
             if reward.scope == "group":
                 problems.append(f"{path}.cache: {source.name!r} scores whole groups, whose scores are not kept")
+            elif isinstance(reward, TokenReward):
+                problems.append(f"{path}.cache: {source.name!r} scores tokens, and the cache keeps one number per row")
             elif not reward.deterministic:
                 problems.append(f"{path}.cache: {source.name!r} does not say that it is deterministic")
     if recipe.objective:
@@ -642,7 +661,9 @@ def _type_text(annotation: Any) -> str:
 def _trl_classes(trainer: str) -> tuple[Any, ...]:
     import trl
 
-    return (trl.ScriptArguments, getattr(trl, TRAINERS[trainer].config), trl.ModelConfig, trl.DatasetMixtureConfig)
+    module, _, name = TRAINERS[trainer].config.partition(":")
+    arguments = getattr(importlib.import_module(module), name)
+    return (trl.ScriptArguments, arguments, trl.ModelConfig, trl.DatasetMixtureConfig)
 
 
 def trl_fields(trainer: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from trl_rewards.components import Reward, Score, Shaper, Status
+from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
@@ -112,6 +112,7 @@ class Scored(NamedTuple):
     status: torch.Tensor  # (n, K) uint8
     reasons: list[list[str]]  # per source, what failed cells said
     seconds: list[float]  # per source
+    tokens: dict[int, list[list[float]]]  # per source that scores tokens: each row's values, none for a hole
 
 
 def score_sources(
@@ -135,7 +136,7 @@ def score_sources(
     results, problem = _run_all(sources, local, grouped, seed=seed + 7919 * world.rank)
     world.raise_together(problem, device)
 
-    scores: list[list[Score]] = []
+    scores: list[list[Cell]] = []
     for source, result in zip(sources, results, strict=True):
         if source.reward.scope == "group" and split:
             shares = world.gather_objects(dict(zip(owned, result.scores, strict=True)))
@@ -151,11 +152,20 @@ def score_sources(
         torch.tensor(status, dtype=torch.uint8, device=device).T.reshape(len(samples), len(sources)),
         [[score.reason for score in column if isinstance(score, Failed)] for column in scores],
         [result.seconds for result in results],
+        {
+            k: [cell if isinstance(cell, list) else [] for cell in scores[k]]
+            for k, source in enumerate(sources)
+            if isinstance(source.reward, TokenReward)
+        },
     )
 
 
+Cell = Score | list[float]
+"""What a source says of one row: its score, or the values of its tokens, which count as their sum."""
+
+
 class _Result(NamedTuple):
-    scores: list[Score]
+    scores: list[Cell]
     seconds: float
 
 
@@ -217,8 +227,8 @@ def private_randomness(seed: int) -> Generator[None]:
 # --- one source ------------------------------------------------------------------------------------------------------
 
 
-def run_source(source: Source, samples: Samples) -> list[Score]:
-    """One score per row: identical rows once, known rows from the cache, the rest by calls with deadline and retries.
+def run_source(source: Source, samples: Samples) -> list[Cell]:
+    """One cell per row: identical rows once, known rows from the cache, the rest by calls with deadline and retries.
 
     Raises RewardError where the source broke its contract; a call that failed gives Failed cells instead.
     """
@@ -235,7 +245,7 @@ def run_source(source: Source, samples: Samples) -> list[Score]:
     return [known[key] if key in known else fresh[key] for key in keys]
 
 
-def _call(source: Source, samples: Samples) -> list[Score]:
+def _call(source: Source, samples: Samples) -> list[Cell]:
     """Split the rows into calls, make them, and put the scores back in order."""
     if not len(samples):
         return []
@@ -243,7 +253,7 @@ def _call(source: Source, samples: Samples) -> list[Score]:
     one_by_one = source.isolate or source.concurrency is not None
     size = unit if one_by_one else len(samples)
     parts = [samples.take(range(row, row + size), samples.group_size) for row in range(0, len(samples), size)]
-    scores: list[Score] = []
+    scores: list[Cell] = []
     for part, outcome in zip(parts, _make_calls(source, parts), strict=True):
         if not isinstance(outcome, Failed):
             scores += outcome
@@ -254,14 +264,14 @@ def _call(source: Source, samples: Samples) -> list[Score]:
     return scores
 
 
-def _one_by_one(source: Source, part: Samples, unit: int, failed: Failed) -> list[Score]:
+def _one_by_one(source: Source, part: Samples, unit: int, failed: Failed) -> list[Cell]:
     """The scores of a batch that raised, row by row, so that one bad row costs one cell.
 
     Without retries, within one more `timeout` for all rows, and only until too many rows have failed.
     """
     careful = replace(source, retries=0)
     started, failures = time.monotonic(), 0
-    scores: list[Score] = []
+    scores: list[Cell] = []
     for row in range(0, len(part), unit):
         if failures * unit > source.max_failures * len(part):
             outcome: Outcome = failed
@@ -274,7 +284,7 @@ def _one_by_one(source: Source, part: Samples, unit: int, failed: Failed) -> lis
     return scores
 
 
-Outcome = list[Score] | Failed
+Outcome = list[Cell] | Failed
 
 
 def _make_calls(source: Source, parts: list[Samples]) -> list[Outcome]:
@@ -291,7 +301,7 @@ def _attempt(source: Source, part: Samples) -> Outcome:
     """One call with its retries. What it raises becomes Failed; a broken contract becomes RewardError."""
     for pause in _pauses(source.retries):
         try:
-            return checked(source.name, source.reward.score(part), len(part))
+            return _checked_cells(source, score_or_tokens(source.reward, part), part)
         except RewardError:
             raise
         except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run in silence
@@ -318,7 +328,7 @@ async def _gather_calls(source: Source, parts: list[Samples]) -> list[Outcome]:
     async def attempts(part: Samples) -> Outcome:
         for pause in _pauses(source.retries):
             try:
-                return checked(source.name, await source.reward.ascore(part), len(part))
+                return _checked_cells(source, await source.reward.ascore(part), part)
             except RewardError:
                 raise
             except Exception as error:
@@ -391,7 +401,7 @@ def _in_processes(source: Source, parts: list[Samples]) -> list[Outcome]:
         for index, result in zip(
             todo, _pool(source).map([parts[index] for index in todo], source.timeout), strict=True
         ):
-            outcomes[index] = result if isinstance(result, Failed) else checked(source.name, result, len(parts[index]))
+            outcomes[index] = result if isinstance(result, Failed) else _checked_cells(source, result, parts[index])
         todo = [index for index in todo if _is_failure(outcomes[index])]
         if not todo or pause is None:
             break
@@ -437,6 +447,36 @@ def _too_long(source: Source) -> Failed:
     return Failed(f"took longer than {source.timeout:g} s", status="timeout")
 
 
+def score_or_tokens(reward: Reward, samples: Samples) -> Any:
+    """What a source that is not async says: its tokens' values where it gives them, else its scores."""
+    return reward.score_tokens(samples) if isinstance(reward, TokenReward) else reward.score(samples)
+
+
+def _checked_cells(source: Source, found: Any, part: Samples) -> list[Cell]:
+    """What a source returned, one cell per row. Raises RewardError where it is not."""
+    if not isinstance(source.reward, TokenReward):
+        return [*checked(source.name, found, len(part))]
+    if len(found) != len(part):
+        raise RewardError(
+            f"reward {source.name!r} returned {len(found)} rows of token values for {len(part)} completions"
+        )
+    return [_checked_tokens(source.name, values, ids) for values, ids in zip(found, part.completion_ids, strict=True)]
+
+
+def _checked_tokens(name: str, values: Any, ids: list[int]) -> Cell:
+    if values is None or isinstance(values, Failed | int | float):  # a hole, or a score of the row as a whole
+        return _checked_score(name, values)
+    if len(values) != len(ids):
+        raise RewardError(
+            f"reward {name!r} returned {len(values)} token values for a completion of {len(ids)} tokens; return one "
+            "per token, 0.0 where a token earns nothing, or None for no opinion on the row"
+        )
+    scores = [_checked_score(name, value) for value in values]
+    failed = next((score for score in scores if isinstance(score, Failed)), None)
+    numbers = [score for score in scores if isinstance(score, float)]
+    return numbers if len(numbers) == len(scores) else failed  # a NaN among them is a hole
+
+
 def checked(name: str, scores: Any, rows: int) -> list[Score]:
     """What a source returned, as floats, None and Failed. Raises RewardError where it is not one score per row."""
     if isinstance(scores, torch.Tensor):
@@ -473,11 +513,13 @@ def _checked_score(name: str, score: Any) -> Score:
     return Failed(f"returned {number}") if abs(number) > 3.4e38 else number
 
 
-def _number(score: Score) -> float:
-    return float("nan") if score is None or isinstance(score, Failed) else score
+def _number(cell: Cell) -> float:
+    if isinstance(cell, list):
+        return math.fsum(cell)
+    return float("nan") if cell is None or isinstance(cell, Failed) else cell
 
 
-def _status(score: Score) -> int:
+def _status(score: Cell) -> int:
     if isinstance(score, Failed):
         return Status.TIMEOUT if score.status == "timeout" else Status.FAILED
     return Status.ABSTAINED if score is None else Status.OK
@@ -578,8 +620,8 @@ class ScoreCache:
                 found |= dict(connection.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", some))
         return found
 
-    def put(self, scores: dict[bytes, Score]) -> None:
-        """Keep scores; Failed ones are left out, so that they are tried again."""
-        rows = [(key, score) for key, score in scores.items() if not isinstance(score, Failed)]
+    def put(self, scores: dict[bytes, Cell]) -> None:
+        """Keep scores; Failed ones are left out, so that they are tried again, and so are values of tokens."""
+        rows = [(key, score) for key, score in scores.items() if not isinstance(score, Failed | list)]
         with closing(self._connect()) as connection, connection:
             connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)

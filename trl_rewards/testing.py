@@ -98,13 +98,30 @@ def make_scores(
 
 
 def make_batch(rewards: Sequence[float | None], group_size: int = 2, tokens: int = 3) -> RewardBatch:
-    """A RewardBatch of one source whose totals are `rewards`, None for a row without a score."""
+    """A RewardBatch of one source whose totals are `rewards`, None for a row without a score.
+
+    Every field is there: a row's last token earns its total, the critic's values are 0.25, and the policy's tokens are
+    a little likelier than the reference's.
+    """
     import torch
 
     scores = make_scores([[reward] for reward in rewards], group_size=group_size)
     samples = make_samples(completions=["text"] * len(rewards))
     mask = torch.ones(len(rewards), tokens)
-    return RewardBatch(scores.values[:, 0].clone(), scores, samples, mask=mask, shaped=scores.values.clone())
+    totals = scores.values[:, 0].clone()
+    token_rewards = torch.zeros(len(rewards), tokens)
+    token_rewards[:, -1] = totals.nan_to_num(nan=0.0)
+    return RewardBatch(
+        totals,
+        scores,
+        samples,
+        mask=mask,
+        token_rewards=token_rewards,
+        values=mask * 0.25,
+        logps=mask * -1.0,
+        ref_logps=mask * -1.1,
+        shaped=scores.values.clone(),
+    )
 
 
 def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequence[Any]) -> None:
@@ -221,11 +238,14 @@ def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequ
 
 
 def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
-    """An advantage gives (N,) or (N, T): finite, 0 for holes, equal groups and G=1, unmoved by the order of groups.
+    """An advantage gives (N,) or (N, T): finite, unmoved by the order of groups; 0 for holes, equal groups and G=1,
+    unless it reads a critic's values, and so compares with these and not with the group.
 
     Rewards between 0 and `high` are used.
     """
     import torch
+
+    compares_groups = "values" not in advantage.needs
 
     def run(rewards: Sequence[float | None], group_size: int) -> Tensor:
         result = advantage(make_batch([None if r is None else r * high for r in rewards], group_size))
@@ -238,16 +258,19 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
 
     rewards = [0.1, 0.9, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3, 0.8, None, 0.2, 0.5]
     result = run(rewards, 4)
-    assert (result[4:8] == 0).all(), f"a group of equal rewards must give exactly 0, got {result[4:8].tolist()}"
-    assert (result[9] == 0).all(), "a row without a reward must give exactly 0"
-    assert (result[0] != 0).any(), "different rewards in a group must give a signal"
+    if compares_groups:
+        assert (result[4:8] == 0).all(), f"a group of equal rewards must give exactly 0, got {result[4:8].tolist()}"
+        assert (result[9] == 0).all(), "a row without a reward must give exactly 0"
+    assert (result[0] != result[1]).any(), "different rewards in a group must give a signal"
     moved = [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]
     _close(run([rewards[row] for row in moved], 4), result[moved], "advantages depend on the order of groups")
     inside = [1, 0, 3, 2, 4, 5, 6, 7, 11, 10, 9, 8]
     _close(run([rewards[row] for row in inside], 4), result[inside], "advantages depend on the order within a group")
-    assert (run([0.2, 0.9], 1) == 0).all() or "values" in advantage.needs, "a group of one has nothing to compare with"
+    alone = run([0.2, 0.9], 1)
+    assert not compares_groups or (alone == 0).all(), "a group of one has nothing to compare with"
     for special in ([None] * 8, [0.0] * 8, [1.0] * 8, [None, None, None, 0.5] * 2):
-        assert (run(special, 4) == 0).all(), f"rewards {special} must give 0"
+        found = run(special, 4)
+        assert not compares_groups or (found == 0).all(), f"rewards {special} must give 0"
     _check_state(advantage)
     assert torch.is_tensor(advantage(make_batch([0.0, high], 2)))
 

@@ -46,6 +46,7 @@ def register_advantages():
     return {
         "batch_norm": "trl_rewards.defaults.advantages:BatchNorm",
         "center": "trl_rewards.defaults.advantages:Center",
+        "gae": "trl_rewards.defaults.advantages:Gae",
         "group_norm": "trl_rewards.defaults.advantages:GroupNorm",
         "leave_one_out": "trl_rewards.defaults.advantages:LeaveOneOut",
     }

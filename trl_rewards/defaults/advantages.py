@@ -1,14 +1,14 @@
-"""The advantages of GRPO, Dr. GRPO and RLOO, one number per sequence: (N,) -> (N,).
+"""The advantages of GRPO, Dr. GRPO and RLOO, one number per sequence, and PPO's, one per token.
 
 A row without a reward gets 0 and enters no baseline; a group with equal rewards, or with one scored row, gives 0.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trl_rewards.components import Advantage, RewardBatch
-from trl_rewards.maths import centered, std, zscore
+from trl_rewards.maths import centered, gae, std, zscore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,3 +65,32 @@ class LeaveOneOut(Advantage):
         # r_i - (Σ - r_i) / (n - 1) = (r_i - mean) · n / (n - 1), which is exactly 0 in constant groups.
         factor = scored / (scored - 1).clamp(min=1)
         return (centered(batch.rewards, group_size) * factor).nan_to_num(nan=0.0)
+
+
+class Gae(Advantage):
+    """PPO: generalised advantage estimation over token rewards and a critic's values.
+    https://huggingface.co/papers/1506.02438
+
+    (N, T) from `token_rewards`, `values` and `mask`; with lam 1 and gamma 1, what is still to come of the reward less
+    the critic's guess. Not normalised: `whiten_advantages` of the trainer does that.
+    """
+
+    level: ClassVar[Literal["sequence", "token"]] = "token"
+    needs: ClassVar[frozenset[str]] = frozenset({"mask", "token_rewards", "values"})
+
+    gamma: float = 1.0
+    """Discount per token, in (0, 1]."""
+    lam: float = 0.95
+    """λ, in [0, 1]: 0 trusts the critic's next value, 1 only the rewards."""
+
+    def __post_init__(self):
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam must be between 0 and 1, got {self.lam}")
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        assert batch.mask is not None
+        assert batch.token_rewards is not None
+        assert batch.values is not None
+        return gae(batch.token_rewards, batch.values, batch.mask, self.gamma, self.lam)

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.integrations import deepspeed
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from trl_rewards.errors import RewardError
 
@@ -125,11 +126,15 @@ def load_pretrained(auto_class: Any, loading: Loading, **options: Any) -> tuple[
     if loading.quantization:
         options["quantization_config"] = _quantization(loading)
         options["device_map"] = {"": device}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # else it reports what is missing, which the caller is told
     try:
         with outside_deepspeed():
             model, info = auto_class.from_pretrained(loading.path, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
         raise RewardError(f"{loading.path!r} cannot be loaded: {_said(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     missing = set(info["missing_keys"])
     keep_4bit_unpacked(model)
     if loading.adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "reward": "RewardTrainer"}
+_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "ppo": "PPOTrainer", "reward": "RewardTrainer"}
 
 
 def trainer_class(name: str) -> type:

@@ -171,54 +171,66 @@ class PipelineMixin(_Trainer):
         output = super()._generate_and_score_completions(inputs)
         if self.pipeline is None:
             return output
-        batch = self.last_batch
-        assert batch is not None
+        assert self.last_batch is not None
         try:
-            self._use_advantages(batch, output)
+            self.last_batch = self._use_advantages(self.last_batch, output)
             if self.model.training:
-                for name, value in self.pipeline.update(batch).items():
+                for name, value in self.pipeline.update(self.last_batch).items():
                     self._metrics["train"][name].append(value)
         except RewardError:
             self._save_what_was_trained()
             raise
         return output
 
-    def _use_advantages(self, batch: RewardBatch, output: dict[str, Any]) -> None:
-        """Put the recipe's advantages where TRL's are, in its output and in its logs; or note TRL's own."""
+    def _use_advantages(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
+        """Put the recipe's advantages where TRL's are, in its output and in its logs; or note TRL's own.
+
+        Returns the batch with what the advantage needed.
+        """
         rows, advantage = len(batch.rewards), self.pipeline.advantage
         logged = self._logs["advantages"]  # a bounded deque, whose last rows are TRL's advantages of this batch
         if advantage is None:
             last = list(logged)[-rows:]
             self.last_advantages = torch.tensor(last) if len(last) == rows else None
-            return
-        if advantage.level == "token" or "mask" in advantage.needs:
-            batch = batch._replace(mask=self._gathered_mask(output))
+            return batch
+        batch = self._with_tokens(batch, output)
         with self._evaluating():
             advantages = self.pipeline.advantages(batch)
         assert advantages is not None
-        local = len(output["advantages"])
-        first = self.accelerator.process_index * local
-        mine = advantages[first : first + local]
-        if advantages.dim() == 2:
-            mine = mine[:, : output["completion_ids"].size(1)]  # the gathered width is the widest rank's
-        output["advantages"] = mine.to(output["advantages"].dtype)
+        advantages = self._finished(advantages, batch, output)
+        output["advantages"] = self._local(advantages, output).to(output["advantages"].dtype)
         per_row = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
         for _ in range(min(rows, len(logged))):
             logged.pop()
         logged.extend(per_row.tolist())
         self.last_advantages = per_row
+        return batch
+
+    def _with_tokens(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
+        """The batch with the (N, T) tensors that the advantage needs."""
+        assert self.pipeline is not None
+        assert self.pipeline.advantage is not None
+        if self.pipeline.advantage.level == "token" or "mask" in self.pipeline.advantage.needs:
+            return batch._replace(mask=self._gathered(own_tokens(output)))
+        return batch
+
+    def _finished(self, advantages: torch.Tensor, batch: RewardBatch, output: dict[str, Any]) -> torch.Tensor:
+        """What is trained on, (N,) or (N, T), made of what the advantage gave."""
+        return advantages
+
+    def _local(self, everyone: torch.Tensor, output: dict[str, Any]) -> torch.Tensor:
+        """This rank's rows of a gathered (N,) or (N, T) tensor, as wide as its own completions."""
+        rows = len(output["advantages"])
+        mine = everyone[self.accelerator.process_index * rows :][:rows]
+        return mine[:, : output["completion_ids"].size(1)] if mine.dim() == 2 else mine
 
     def _evaluating(self) -> Any:
         """Evaluation leaves no trace in the pipeline's state."""
         return nullcontext() if self.model.training else self.pipeline.frozen()
 
-    def _gathered_mask(self, output: dict[str, Any]) -> torch.Tensor:
-        """(N, T) 1 where a token is the policy's own, on every rank; T is the widest rank's."""
-        mask = output["completion_mask"]
-        if "tool_mask" in output:
-            mask = mask * output["tool_mask"]
-        padded = self.accelerator.pad_across_processes(mask, dim=1, pad_index=0)
-        return self.accelerator.gather(padded)
+    def _gathered(self, local: torch.Tensor) -> torch.Tensor:
+        """(n, t) of each rank -> (N, T) on every rank, padded with 0; T is the widest rank's."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(local, dim=1, pad_index=0))
 
     def _save_what_was_trained(self) -> None:
         """A reward stops the run on all ranks together: keep the finished steps first, whatever `save_strategy` is."""
@@ -285,6 +297,12 @@ def check_seam(cls: type) -> None:
             f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
             f"versions known to work: trl {KNOWN_TRL}"
         )
+
+
+def own_tokens(output: dict[str, Any]) -> torch.Tensor:
+    """(n, t) 1 where a token is the policy's own: no padding and no tool's words."""
+    mask = output["completion_mask"]
+    return mask * output["tool_mask"] if "tool_mask" in output else mask
 
 
 def _row_means(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
