@@ -411,3 +411,262 @@ def test_an_architecture_that_is_not_layers_and_a_norm_takes_a_pass_per_member(b
     for kind, member in members.items():
         wanted = [2 * score for score in scores_apart(bases["qwen2"], rewards["qwen2", kind], False)]
         assert member.scorer.score_texts(TEXTS, True) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+# --- what cannot share a base ----------------------------------------------------------------------------------------
+
+
+def refusal(base: str, adapter) -> str:
+    with pytest.raises(RewardError) as caught:
+        SharedBase(loading(base)).add(str(adapter))
+    return str(caught.value)
+
+
+def rewrite_config(folder: str, **values) -> None:
+    import json
+    from pathlib import Path
+
+    file = Path(folder, "adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_an_adapter_of_another_base_is_refused_before_the_base_is_loaded(bases, rewards, tmp_path):
+    import shutil
+
+    adapter = save_reward(tmp_path / "rm", bases["qwen2"], 1, **FULL)
+    assert "was trained on" in (said := refusal(bases["llama"], adapter))
+    assert "an adapter fits no other base than its own" in said
+    elsewhere = shutil.copytree(bases["qwen2"], tmp_path / "elsewhere" / bases["qwen2"].rpartition("/")[2])
+    SharedBase(loading(str(elsewhere))).add(adapter)  # the same model in another folder
+    shutil.copy(f"{bases['llama']}/config.json", elsewhere / "config.json")
+    assert "they differ in model_type" in refusal(str(elsewhere), adapter)
+    rewrite_config(adapter, base_model_name_or_path=bases["llama"])
+    assert "base_model_name_or_path" in refusal(bases["qwen2"], adapter)
+    assert "nothing at" in refusal(bases["qwen2"], tmp_path / "absent")
+
+
+def test_what_changes_more_than_layers_and_a_head_is_refused(bases, tmp_path):
+    from transformers import AutoTokenizer
+
+    base = bases["qwen2"]
+    saved = save_reward(tmp_path / "embeddings", base, 1, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    assert "brings more than a head and LoRA in decoder layers: base_model.model.model.embed_tokens" in refusal(
+        base, saved
+    )
+    saved = save_reward(tmp_path / "tokens", base, 1, target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    assert "token embeddings of its own" in refusal(base, saved)
+    saved = save_reward(tmp_path / "biases", base, 1, target_modules=["q_proj"], bias="all")
+    assert "trains biases of the base" in refusal(base, saved)
+    saved = save_reward(tmp_path / "begun", base, 1, target_modules=["q_proj"])
+    rewrite_config(saved, init_lora_weights="pissa")
+    assert "init_lora_weights='pissa'" in refusal(base, saved)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|reward|>"]})
+    saved = save_reward(tmp_path / "added", base, 1, tokenizer, target_modules=["q_proj"])
+    assert "it has added tokens '<|reward|>'" in refusal(base, saved)
+    policy = get_peft_model(load_base(base, False), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    policy.save_pretrained(tmp_path / "no-head")
+    assert "has no head (`score` or `v_head`)" in refusal(base, tmp_path / "no-head")
+
+
+def test_an_adapter_whose_weights_do_not_fit_names_one(bases, tmp_path):
+    adapter = save_reward(tmp_path / "rm", bases["qwen2"], 1, target_modules=["q_proj"], r=4)
+    rewrite_config(adapter, r=8)
+    shared = SharedBase(loading(bases["qwen2"]))
+    shared.add(adapter)
+    with pytest.raises(RewardError, match=r"does not fit the base: .*lora_A.weight is .*\(4, 64\), wanted \(8, 64\)"):
+        shared.bind(make_policy(bases["qwen2"]))
+
+
+def test_a_policy_that_changes_the_base_is_refused(bases, rewards):
+    def bind(policy) -> str:
+        shared = SharedBase(loading(bases["qwen2"]))
+        shared.add(rewards["qwen2", "late"])
+        with pytest.raises(RewardError) as caught:
+            shared.bind(policy)
+        return str(caught.value)
+
+    assert "trains weights of the base itself" in bind(load_base(bases["qwen2"], False))
+    biased = get_peft_model(load_base(bases["qwen2"], False), LoraConfig(target_modules=["q_proj"], bias="all"))
+    assert "trains weights of the base itself" in bind(biased)
+    begun = get_peft_model(
+        load_base(bases["qwen2"], False), LoraConfig(target_modules=["q_proj"], init_lora_weights="olora")
+    )
+    assert "init_lora_weights='olora' changes the base's own weights" in bind(begun)
+
+
+def test_a_reward_without_path_says_where_it_runs(rewards):
+    from trl_rewards import load_reward
+
+    reward = load_reward("model", adapter=rewards["qwen2", "late"])
+    with pytest.raises(RewardError, match="'model' has an adapter and no path: it runs on the policy's base"):
+        reward(prompts=["the cat"], completions=[" sat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "share_base: true\nuse_peft: true\nrewards: [exact_match]",
+            "share_base: no source runs on the policy's base; give one an adapter",
+        ),
+        ("share_base: true\nrewards: [{use: model, with: {adapter: rm}}]", "share_base: the base must stay as it is"),
+        ("rewards: [{use: model, with: {adapter: rm}}]", "rewards[0].with: an adapter without a path runs on"),
+        (
+            "share_base: true\nuse_peft: true\nrewards: [{use: model, timeout: 3, with: {adapter: rm}}]",
+            "rewards[0].timeout: a source on the policy's base runs in turn with the policy",
+        ),
+        (
+            "share_base: true\nuse_peft: true\nload_in_4bit: true\n"
+            "rewards: [{use: model, with: {adapter: rm, load_in_4bit: true, load_in_8bit: false, dtype: float16}}]",
+            "rewards[0].with.dtype: got 'float16', but the source runs on the policy's base, which has",
+        ),
+        (
+            "share_base: true\nuse_peft: true\nrewards: [{use: model, with: {adapter: rm, device: cpu}}]",
+            "rewards[0].with.device: got 'cpu', but the source runs on the policy's base",
+        ),
+        ("share_base: 1\nrewards: [exact_match]", "share_base: must be true or false, got 1"),
+        ("share_base: true\ntrainer: reward", "share_base: trainer 'reward' does not take it"),
+        ("rewards: [{use: model}]", "rewards[0].with: path is required (folder or Hub name); or an adapter"),
+        ("rewards: [{use: model, with: {adapter: rm, head: 'yes'}}]", "rewards[0].with: head: an adapter on the"),
+    ],
+)
+def test_a_recipe_says_what_is_wrong_with_sharing(write, text, wanted):
+    from trl_rewards import Recipe, RecipeError
+
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(write("recipe.yaml", text), check_trl=False)
+    (problem,) = caught.value.problems
+    assert problem.startswith(wanted)
+
+
+def test_the_signature_names_the_base_that_scores_depend_on(write):
+    from trl_rewards import Recipe
+
+    text = (
+        "share_base: true\nuse_peft: true\nmodel_name_or_path: some/base\nrewards: [{use: model, with: {adapter: rm}}]"
+    )
+    plain = Recipe.load(write("plain.yaml", text), check_trl=False)
+    quantized = Recipe.load(write("quantized.yaml", f"load_in_4bit: true\n{text}"), check_trl=False)
+    assert "  base:some/base  " in plain.signature
+    assert "  base:some/base,load_in_4bit:true  " in quantized.signature
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def shared_pipeline(adapters: dict[str, str]):
+    from trl_rewards import Pipeline
+    from trl_rewards.plugins import component_class
+    from trl_rewards.scoring import Source
+
+    model = component_class("reward", "model")
+    return Pipeline([Source(name, model(adapter=path)) for name, path in adapters.items()])
+
+
+def make_trainer(base: str, folder, adapters: dict[str, str], quantized: bool = False, **options):
+    import trl
+    from datasets import Dataset
+    from transformers import BitsAndBytesConfig
+
+    from trl_rewards import GRPOTrainer
+
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "beta": 0.1,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if quantized else None
+    return GRPOTrainer(
+        base,
+        args=trl.GRPOConfig(**(defaults | options)),
+        train_dataset=Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in range(8)]}),
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=4, target_modules=ALL_LINEAR, lora_dropout=0.1),
+        pipeline=shared_pipeline(adapters),
+    )
+
+
+@pytest.mark.parametrize("option", ["timeout", "concurrency", "isolate"])
+def test_a_source_that_would_outlive_its_turn_is_refused(bases, rewards, tmp_path, option):
+    from trl_rewards.trainers.sharing import policy_base
+
+    pipeline = shared_pipeline({"rm": rewards["qwen2", "late"]})
+    setattr(pipeline.sources[0], option, 3)
+    with pytest.raises(ValueError, match=f"{option}: 'rm' runs on the policy's base"):
+        policy_base(pipeline, bases["qwen2"], None)
+
+
+def test_zero3_and_fsdp_are_refused_before_anything_is_loaded(bases, rewards, monkeypatch):
+    from types import SimpleNamespace
+
+    from trl_rewards.trainers.sharing import policy_base
+
+    pipeline = shared_pipeline({"rm": rewards["qwen2", "late"]})
+
+    def arguments(stage: int | None = None, fsdp: bool = False):
+        plugin = SimpleNamespace(zero_stage=stage) if stage else None
+        return SimpleNamespace(deepspeed_plugin=plugin, fsdp=fsdp, model_init_kwargs=None, device="cpu")
+
+    with pytest.raises(ValueError, match="ZeRO-3 splits it; use DDP or ZeRO-2"):
+        policy_base(pipeline, bases["qwen2"], arguments(stage=3))
+    with pytest.raises(ValueError, match="FSDP splits it"):
+        policy_base(pipeline, bases["qwen2"], arguments(fsdp=True))
+    assert policy_base(pipeline, bases["qwen2"], arguments(stage=2)).loading.path == bases["qwen2"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP splits it"):
+        policy_base(pipeline, bases["qwen2"], arguments())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", [False, True], ids=["fp32", "4bit"])
+def test_grpo_trains_on_rewards_of_its_own_base(bases, rewards, tmp_path, quantized):
+    """The policy moves and nothing else; scores equal those of models loaded apart; checkpoints hold it alone."""
+    import os
+
+    from trl_rewards.models import load_scorer as load
+
+    adapters = {kind: rewards["qwen2", kind] for kind in ("late", "full", "head")}
+    options = {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": quantized}
+    trainer = make_trainer(bases["qwen2"], tmp_path, adapters, quantized, **options)
+    policy = trainer.model
+    start = {name: parameter.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    frozen = {name: parameter.clone() for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    assert {path.split(".")[-2] for path in start} == {"default"}
+    trainer.train()
+    trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in adapter_parameters(policy, "default").values()}
+    assert any(
+        (parameter - start[name]).abs().max() > 1e-4 for name, parameter in policy.named_parameters() if name in start
+    )
+    for name, parameter in policy.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), name
+    batch = trainer.last_batch
+    texts = [prompt + completion for prompt, completion in zip(*_texts(trainer), strict=True)]
+    for column, kind in enumerate(("late", "full")):
+        wanted = load(loading(bases["qwen2"], quantized, adapter=adapters[kind])).score_texts(texts, True)
+        assert batch.scores.values[:, column].tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-3), kind
+    checkpoint = tmp_path / "checkpoint-2"
+    assert sorted(name for name in os.listdir(checkpoint) if (checkpoint / name).is_dir()) == []
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(os.listdir(checkpoint))
+    assert list(policy.peft_config) == ["default", "reward0", "reward1"]
+    more = make_trainer(bases["qwen2"], tmp_path, adapters, quantized, **options | {"max_steps": 3})
+    more.train(resume_from_checkpoint=str(checkpoint))
+    assert more.state.global_step == 3
+    assert {path.split(".")[-2] for path, p in more.model.named_parameters() if p.requires_grad} == {"default"}
+
+
+def _texts(trainer) -> tuple[list[str], list[str]]:
+    rows = len(trainer.last_batch.rewards)
+    return tuple(list(trainer._logs[name])[-rows:] for name in ("prompt", "completion"))

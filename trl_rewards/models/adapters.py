@@ -64,7 +64,7 @@ def adapter_parameters(model: Any, name: str) -> dict[str, torch.nn.Parameter]:
         id(parameter)
         for layer in _layers(model)
         for kind in layer.adapter_layer_names
-        for path, parameter in getattr(layer, kind).named_parameters()
+        for path, parameter in layer.get_submodule(kind).named_parameters()
         if path.split(".")[0] == name
     }
     return {path: parameter for path, parameter in model.named_parameters() if id(parameter) in own}

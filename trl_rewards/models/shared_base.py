@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, PeftType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -97,10 +97,9 @@ class SharedBase:
     def bind(self, model: Any) -> None:
         """Put the members on a model in memory: a PEFT model, or a base that gets its first adapter here.
 
-        Before it goes into DistributedDataParallel. RewardError if the model trains the base's own weights.
+        Before it goes into DistributedDataParallel. RewardError if training changes the base's own weights.
         """
-        if isinstance(model, PeftModel):
-            _check_policy(model)
+        _check_policy(model)
         for index, member in enumerate(self.members):
             config = member.adapter.config
             if config is None:
@@ -325,16 +324,22 @@ def _name(index: int) -> str:
 
 def _check_policy(model: Any) -> None:
     """RewardError if training changes what the rewards are built on."""
-    begun = [name for name, config in model.peft_config.items() if config.init_lora_weights not in KEEPS_BASE]
-    if begun:
-        raise RewardError(
-            f"share_base: init_lora_weights={model.peft_config[begun[0]].init_lora_weights!r} changes the base's own "
-            "weights, which the rewards need as they were; use PEFT's default"
-        )
-    own = {path for name in model.peft_config for path in adapter_parameters(model, name)}
+    configs = model.peft_config if isinstance(model, PeftModel) else {}
+    for config in configs.values():
+        if config.peft_type != PeftType.LORA:
+            raise RewardError(f"share_base: the policy's adapter is {config.peft_type.value}; only LoRA shares a base")
+        if config.init_lora_weights not in KEEPS_BASE:
+            raise RewardError(
+                f"share_base: init_lora_weights={config.init_lora_weights!r} changes the base's own weights, which "
+                "the rewards need as they were; use PEFT's default"
+            )
+    own = {path for name in configs for path in adapter_parameters(model, name)}
     trained = [path for path, parameter in model.named_parameters() if parameter.requires_grad and path not in own]
     if trained:
-        raise RewardError(f"share_base: the policy trains weights of the base itself: {', '.join(trained[:3])} …")
+        raise RewardError(
+            f"share_base: the policy trains weights of the base itself ({', '.join(trained[:3])} …), which the "
+            "rewards need as they are; train it with LoRA (use_peft: true, peft_config=…)"
+        )
 
 
 def _load_weights(model: Any, name: str, adapter: RewardAdapter) -> None:
