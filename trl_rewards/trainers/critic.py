@@ -104,7 +104,7 @@ def model_critic(loading: Loading, peft_config: Any, seed: int, gradient_checkpo
         config.task_type, config.modules_to_save, config.lora_dropout = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, trunk, ADAPTER)
+            inject_adapter_in_model(config, model, ADAPTER)  # layers have the names that they have in the policy
     else:
         model.requires_grad_(True)
     head = _head(model.config.get_text_config().hidden_size, next(trunk.parameters()).device)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
+from datasets import Dataset
 from packaging.version import Version
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -75,6 +76,7 @@ class PipelineMixin(_Trainer):
         check_seam(type(self))
         if args is not None:
             self._check_arguments(args, pipeline)
+            _check_size(options.get("train_dataset", more[0] if more else None), args)
         self.shared_base = policy_base(pipeline, model, args)
         self._context = Context(
             device=args.device if args is not None else None,
@@ -309,6 +311,17 @@ def check_seam(cls: type) -> None:
         raise ImportError(
             f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
             f"versions known to work: trl {KNOWN_TRL}"
+        )
+
+
+def _check_size(dataset: Any, args: Any) -> None:
+    """ValueError if a dataset is too small for one generation batch: TRL would end at once, with a warning."""
+    prompts = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} prompts, and a generation batch takes {prompts} different ones "
+            f"({args.generation_batch_size} completions, num_generations {args.num_generations}); make the batch "
+            "smaller or the dataset longer"
         )
 
 
