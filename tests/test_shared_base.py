@@ -564,12 +564,15 @@ def shared_pipeline(adapters: dict[str, str]):
     return Pipeline([Source(name, model(adapter=path)) for name, path in adapters.items()])
 
 
-def make_trainer(base: str, folder, adapters: dict[str, str], quantized: bool = False, **options):
+def make_trainer(base: str, folder, adapters: dict[str, str], quantized: bool = False, kind: str = "GRPO", **options):
     import trl
     from datasets import Dataset
     from transformers import BitsAndBytesConfig
 
-    from trl_rewards import GRPOTrainer
+    from trl_rewards import GRPOTrainer, PPOTrainer
+    from trl_rewards.trainers.ppo_config import PPOConfig
+
+    trainer_class, config_class = {"GRPO": (GRPOTrainer, trl.GRPOConfig), "PPO": (PPOTrainer, PPOConfig)}[kind]
 
     defaults = {
         "output_dir": str(folder),
@@ -578,7 +581,6 @@ def make_trainer(base: str, folder, adapters: dict[str, str], quantized: bool = 
         "max_completion_length": 6,
         "max_steps": 2,
         "learning_rate": 1e-2,
-        "beta": 0.1,
         "logging_steps": 1,
         "bf16": False,
         "use_cpu": True,
@@ -587,9 +589,9 @@ def make_trainer(base: str, folder, adapters: dict[str, str], quantized: bool = 
         "disable_tqdm": True,
     }
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if quantized else None
-    return GRPOTrainer(
+    return trainer_class(
         base,
-        args=trl.GRPOConfig(**(defaults | options)),
+        args=config_class(**(defaults | options)),
         train_dataset=Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in range(8)]}),
         quantization_config=quantization,
         peft_config=LoraConfig(r=4, target_modules=ALL_LINEAR, lora_dropout=0.1),
@@ -637,7 +639,7 @@ def test_grpo_trains_on_rewards_of_its_own_base(bases, rewards, tmp_path, quanti
     from trl_rewards.models import load_scorer as load
 
     adapters = {kind: rewards["qwen2", kind] for kind in ("late", "full", "head")}
-    options = {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": quantized}
+    options = {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": quantized, "beta": 0.1}
     trainer = make_trainer(bases["qwen2"], tmp_path, adapters, quantized, **options)
     policy = trainer.model
     start = {name: parameter.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -667,6 +669,122 @@ def test_grpo_trains_on_rewards_of_its_own_base(bases, rewards, tmp_path, quanti
     assert {path.split(".")[-2] for path, p in more.model.named_parameters() if p.requires_grad} == {"default"}
 
 
+@pytest.mark.slow
+def test_ppos_critic_and_rewards_live_on_one_base(bases, rewards, tmp_path):
+    """The critic learns and is saved as an adapter of its own; the rewards are neither."""
+    import os
+
+    adapters = {kind: rewards["qwen2", kind] for kind in ("late", "full")}
+    options = {"kind": "PPO", "save_strategy": "steps", "save_steps": 2, "critic_learning_rate": 1e-2}
+    trainer = make_trainer(bases["qwen2"], tmp_path, adapters, quantized=True, **options)
+    names = {name: adapter_parameters(trainer.model, name) for name in ("default", "critic", "reward0", "reward1")}
+    before = {name: [p.clone() for p in found.values()] for name, found in names.items()}
+    trainer.train()
+    for name, found in names.items():
+        moved = any(not torch.equal(*pair) for pair in zip(found.values(), before[name], strict=True))
+        assert moved == (name in ("default", "critic")), name
+    checkpoint = tmp_path / "checkpoint-2"
+    assert sorted(name for name in os.listdir(checkpoint) if (checkpoint / name).is_dir()) == ["critic"]
+    more = make_trainer(bases["qwen2"], tmp_path, adapters, quantized=True, **options | {"max_steps": 3})
+    more.train(resume_from_checkpoint=str(checkpoint))
+    assert more.state.global_step == 3
+
+
 def _texts(trainer) -> tuple[list[str], list[str]]:
     rows = len(trainer.last_batch.rewards)
     return tuple(list(trainer._logs[name])[-rows:] for name in ("prompt", "completion"))
+
+
+def test_vllm_is_sent_the_policy_without_the_rewards(bases, rewards):
+    """What TRL streams to vLLM: the base with the policy's adapter merged, under the base's own names."""
+    from accelerate import Accelerator
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    if not hasattr(VLLMGeneration, "_iter_named_params"):
+        pytest.skip("this TRL streams weights in another way")
+    from trl.distributed import DistributedBackend
+
+    def sent(policy) -> dict[str, torch.Tensor]:
+        generation = VLLMGeneration.__new__(VLLMGeneration)  # vLLM itself needs a GPU
+        generation.model, generation._dist = policy, DistributedBackend(Accelerator(cpu=True))
+        return {name: tensor.clone() for name, tensor in generation._iter_named_params()}
+
+    def policy():
+        made = get_peft_model(load_base(bases["qwen2"], False), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        randomise(made, "default", 1)
+        return made
+
+    alone, shared, beside = policy(), SharedBase(loading(bases["qwen2"])), policy()
+    member = shared.add(rewards["qwen2", "full"])  # on more layers than the policy's
+    shared.bind(beside)
+    before = member.scorer.score_texts(TEXTS, True)
+    wanted, found = sent(alone), sent(beside)
+    assert list(found) == list(wanted)
+    assert found.keys() <= load_base(bases["qwen2"], False).state_dict().keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+    member.scorer.group.known.clear()
+    assert member.scorer.score_texts(TEXTS, True) == pytest.approx(before, abs=1e-4)  # unmerging rounds
+
+
+def test_score_loads_the_base_by_itself(bases, rewards, write, tmp_path):
+    import json
+
+    from trl_rewards.offline import score_file
+
+    adapter = rewards["llama", "late"]
+    recipe = write(
+        "recipe.yaml",
+        f"share_base: true\nuse_peft: true\nmodel_name_or_path: {bases['llama']}\nload_in_4bit: true\n"
+        f"rewards:\n  - {{use: model, as: late, with: {{adapter: {adapter}}}}}\n"
+        f"  - {{use: model, as: full, with: {{adapter: {rewards['llama', 'full']}}}}}\n",
+    )
+    rows = [{"prompt": "the cat", "completion": [text, f"{text} times"]} for text in (" sat", " ran 3")]
+    data = write("data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    score_file(recipe, [], data, tmp_path / "scores.jsonl", "train", "completion", 8)
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()[1:]]
+    texts = [row["prompt"] + text for row in rows for text in row["completion"]]
+    apart = load_scorer(loading(bases["llama"], quantized=True, adapter=adapter))
+    assert [line["scores"]["late"] for line in lines] == pytest.approx(apart.score_texts(texts, True), abs=1e-4)
+
+
+RANKS = """
+import json, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from test_shared_base import make_trainer
+
+base, folder, *adapters = sys.argv[2:]
+trainer = make_trainer(base, folder, dict(zip("ab", adapters)), max_steps=3, save_strategy="steps", save_steps=2,
+                       per_device_train_batch_size=2)
+assert trainer.accelerator.num_processes == 2
+trainer.train()
+world = trainer.accelerator
+from accelerate.utils import gather_object
+sums = {name: parameter.double().sum().item() for name, parameter in trainer.model.named_parameters()}
+first, second = gather_object([sums])
+assert first == second, "ranks hold different weights"
+assert type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
+losses = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+scores = gather_object([trainer.last_batch.scores.values.tolist()])
+assert scores[0] == scores[1]
+if world.is_main_process:
+    files = sorted(str(file.relative_to(folder)) for file in Path(folder, "checkpoint-2").rglob("*adapter*"))
+    print("RESULT" + json.dumps({"grad_norms": losses, "files": files}))
+trainer.end() if hasattr(trainer, "end") else None
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_rewards_of_their_own_base(bases, rewards, tmp_path, run_ranks):
+    import json
+    import re
+    from pathlib import Path
+
+    folders = [str(Path(__file__).parent), bases["qwen2"], str(tmp_path / "out")]
+    done = run_ranks(RANKS, 2, *folders, rewards["qwen2", "late"], rewards["qwen2", "full"])
+    result = json.loads(re.search(r"RESULT(.*)", done.stdout).group(1))
+    assert len(result["grad_norms"]) == 3
+    assert min(result["grad_norms"]) > 0
+    assert result["files"] == [f"checkpoint-2/adapter_{name}" for name in ("config.json", "model.safetensors")]
