@@ -311,7 +311,7 @@ def test_trls_overlong_punishment_scores_as_in_trl(recipe):
         ),
         (
             "reward_model_name_or_path: 3\nrewards: [exact_match]",
-            "reward_model_name_or_path.with.path: must be str, got 3",
+            "reward_model_name_or_path.with.path: must be str | None, got 3",
         ),
     ],
 )

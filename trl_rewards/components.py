@@ -37,6 +37,8 @@ class Context:
     """Folder that relative paths of a recipe are relative to."""
     trainer_state: Any = None
     """transformers.TrainerState, or None offline."""
+    shared_base: Any = None
+    """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
@@ -85,6 +87,10 @@ class Reward(Component):
     """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
     deterministic: ClassVar[bool] = True
     """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+
+    def shares_base(self) -> bool:
+        """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
+        return False
 
     def score(self, samples: Samples) -> list[Score]:
         """One score per row: a float, None for "no opinion", or Failed(reason)."""

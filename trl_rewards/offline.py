@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def score_file(
     from trl_rewards.models.pretrained import default_device
 
     device = default_device()
-    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
+    base = _shared_base(recipe, device) if recipe.share_base else None
+    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base))
+    if base is not None:
+        base.load()
     tokenizer = _tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
@@ -189,6 +193,28 @@ def summary(out: Path) -> str:
             f"min {min(there):.4f}, max {max(there):.4f}{holes}"
         )
     return "\n".join(lines)
+
+
+def _shared_base(recipe: Recipe, device: Any) -> Any:
+    """The policy's base, loaded as TRL would, for the sources that are adapters on it."""
+    from trl_rewards.models.pretrained import Loading, load_config
+    from trl_rewards.models.shared_base import SharedBase
+
+    keys = recipe.trl
+    if not keys.get("model_name_or_path"):
+        raise RecipeError(["model_name_or_path: share_base needs the policy's base"], recipe.source)
+    loading = Loading(
+        path=model_path(keys["model_name_or_path"], recipe.base_dir),
+        revision=keys.get("model_revision"),
+        dtype=keys.get("dtype") or "float32",
+        attn_implementation=keys.get("attn_implementation"),
+        quantization="4bit" if keys.get("load_in_4bit") else "8bit" if keys.get("load_in_8bit") else None,
+        device=device,
+        trust_remote_code=bool(keys.get("trust_remote_code")),
+    )
+    if loading.dtype == "auto":
+        loading = replace(loading, dtype=str(load_config(loading).dtype or "float32").removeprefix("torch."))
+    return SharedBase(loading)
 
 
 def _tokenizer(recipe: Recipe) -> Any:

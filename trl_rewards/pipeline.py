@@ -102,6 +102,7 @@ class Pipeline:
             running = dict(spec.running)
             cache = running.pop("cache", None)
             reward = make("reward", spec)
+            base = recipe.base if reward.shares_base() else ""
             sources.append(
                 Source(
                     name=spec.name,
@@ -109,7 +110,7 @@ class Pipeline:
                     weight=spec.weight,
                     shape=[make("shaper", shaper) for shaper in spec.shape],
                     cache=DEFAULT_CACHE if cache is True else resolve_path(cache, recipe.base_dir) if cache else None,
-                    signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, reward, recipe.base_dir)}",
+                    signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, reward, recipe.base_dir)}{base}",
                     use=(spec.use, spec.options, recipe.base_dir),
                     **running,
                 )

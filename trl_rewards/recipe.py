@@ -1,8 +1,8 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `objective`, `dataset` and `base_dir`; any other is
-a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig` and keeps its name and
-meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `objective`, `share_base`, `dataset` and
+`base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig`
+and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from trl_rewards.plugins import load_plugins
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
-OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "objective", "dataset", "base_dir")
+OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "objective", "share_base", "dataset", "base_dir")
+BASE_KEYS = ("model_revision", "load_in_4bit", "load_in_8bit", "dtype")
+"""TRL's keys that say how the policy's base is loaded."""
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
 
 
@@ -47,7 +49,7 @@ class TrainerKind:
     """The advantage where the recipe names none; None: the trainer's own."""
 
 
-_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage")
+_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
 TRAINERS = {
     "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
     "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
@@ -120,6 +122,8 @@ class Recipe:
     """TRL's flat keys, overrides applied."""
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
+    share_base: bool = False
+    """Sources with an adapter and no path run on the policy's base in memory."""
 
     @classmethod
     def load(
@@ -169,10 +173,17 @@ class Recipe:
             parts += [f"rewards:{sources}", f"combine:{self.combine}"]
             parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
             parts += [f"advantage:{self.advantage or 'trl'}"]
+            parts += [f"base:{self.base}"] if self.share_base else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
         return "  ".join(parts)
+
+    @property
+    def base(self) -> str:
+        """The policy's base and how it is loaded: what scores of a source on it depend on."""
+        loaded = [f"{key}:{_one_line(self.trl[key])}" for key in BASE_KEYS if self.trl.get(key)]
+        return ",".join([str(self.trl.get("model_name_or_path")), *loaded])
 
     def versions(self) -> dict[str, str]:
         """Versions of trl-rewards, trl and the plugins that own the recipe's components."""
@@ -395,6 +406,8 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         if parsed.name in seen:
             problems.append(f"{parsed.path}: another source is called {parsed.name!r} already; name it with `as:`")
         seen.add(parsed.name)
+    if not isinstance(raw.get("share_base", False), bool):
+        problems.append(f"share_base: must be true or false, got {raw['share_base']!r}")
     dataset = _parse_dataset(raw.get("dataset"), problems)
     if trainer == "reward" and (dataset.chat or dataset.system_prompt):
         problems.append("dataset: chat and system_prompt make chat prompts; preference pairs must be chats already")
@@ -410,6 +423,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         dataset=dataset,
         trl=flat,
         raw=raw,
+        share_base=raw.get("share_base") is True and trainer in TRAINERS and "share_base" in TRAINERS[trainer].keys,
     )
     return recipe, problems
 
@@ -572,9 +586,13 @@ def check_components(recipe: Recipe) -> list[str]:
         problems.extend(_at(path, problem) for problem in found)
         return component
 
+    sharing = 0
     for source in recipe.rewards:
         path = source.path
         reward = make("reward", source, path)
+        if reward is not None and reward.shares_base():
+            sharing += 1
+            problems += _check_sharing_source(source, recipe)
         for step, spec in enumerate(source.shape):
             make("shaper", spec, f"{path}.shape[{step}]")
         if reward is not None and source.running.get("cache"):
@@ -584,6 +602,13 @@ def check_components(recipe: Recipe) -> list[str]:
                 problems.append(f"{path}.cache: {source.name!r} scores tokens, and the cache keeps one number per row")
             elif not reward.deterministic:
                 problems.append(f"{path}.cache: {source.name!r} does not say that it is deterministic")
+    if recipe.share_base and not sharing and not problems:
+        problems.append(
+            "share_base: no source runs on the policy's base; give one an adapter that was trained on it, and no "
+            "path: {use: model, with: {adapter: …}}"
+        )
+    if recipe.share_base and not recipe.trl.get("use_peft"):
+        problems.append("share_base: the base must stay as it is, so the policy trains LoRA on it; set use_peft: true")
     if recipe.objective:
         make("objective", recipe.objective, "objective")
     make("combiner", recipe.combine, "combine")
@@ -593,6 +618,37 @@ def check_components(recipe: Recipe) -> list[str]:
         advantage = make("advantage", recipe.advantage, "advantage")
         if advantage is not None:
             problems += _check_advantage(advantage, recipe)
+    return problems
+
+
+def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:
+    """Problems of a source that runs on the policy's base."""
+    path = source.path
+    if not recipe.share_base:
+        return [
+            f"{path}.with: an adapter without a path runs on the policy's base: set share_base: true, or give path"
+        ]
+    problems = [
+        f"{path}.{key}: a source on the policy's base runs in turn with the policy; leave {key} out, or give it a path"
+        for key in ("timeout", "concurrency", "isolate")
+        if source.running.get(key)
+    ]
+    policys = {"load_in_4bit": False, "load_in_8bit": False, "trust_remote_code": False} | recipe.trl
+    policys |= {"device": "same", "offload": False}
+    for key in (
+        "load_in_4bit",
+        "load_in_8bit",
+        "dtype",
+        "attn_implementation",
+        "trust_remote_code",
+        "device",
+        "offload",
+    ):
+        if key in source.options and source.options[key] != policys.get(key):
+            problems.append(
+                f"{path}.with.{key}: got {source.options[key]!r}, but the source runs on the policy's base, which has "
+                f"{policys.get(key, 'TRL’s default')!r}; leave it out, or give the source a path"
+            )
     return problems
 
 

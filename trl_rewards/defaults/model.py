@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_rewards.components import Context, Score
+from trl_rewards.components import Context, Score, resolve_path
 from trl_rewards.errors import RewardError
 from trl_rewards.models.options import InProcess
 from trl_rewards.samples import Message, Samples, Text, completion_text
 
 if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer
+    from trl_rewards.models.shared_base import Member
 
 
 class Model(InProcess):
@@ -20,8 +21,9 @@ class Model(InProcess):
     have in common, such as the prompt of a group, is computed once where that pays.
     """
 
-    path: str
-    """Folder or Hub name: a sequence classifier, a model with a value head, or (`head: yes`) a causal LM."""
+    path: str | None = None
+    """Folder or Hub name: a sequence classifier, a model with a value head, or (`head: yes`) a causal LM. Left out:
+    `adapter`, trained on the policy's own base, runs on that base in memory (`share_base: true`)."""
     max_length: int | None = None
     """Tokens of prompt and completion together. None: what model and tokenizer allow."""
     truncate: Literal["prompt_head", "prompt_tail", "refuse"] = "prompt_head"
@@ -50,15 +52,39 @@ class Model(InProcess):
         for name, value in (("max_length", self.max_length), ("token_budget", self.token_budget)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.path is None and self.adapter is None:
+            raise ValueError("path is required (folder or Hub name); or an adapter, on the policy's base")
+        if self.path is None and self.head != "auto":
+            raise ValueError(f"head: an adapter on the policy's base brings its head; {self.head!r} needs a path")
         if self.head == "yes" and self.output is not None:
             raise ValueError("output chooses among a classifier's outputs; head 'yes' has one")
         self._context = Context()
         self._scorer: Scorer | None = None
+        self._member: Member | None = None
+
+    def shares_base(self) -> bool:
+        return self.path is None
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models.scorer import load_scorer
 
         self._context = context
+        # Where somebody runs it (a trainer, the command line) there is a bar already.
+        progress = context.log_metric is None and context.device is None
+        if self.path is None:
+            if context.shared_base is not None:
+                assert self.adapter is not None
+                self._member = context.shared_base.add(
+                    resolve_path(self.adapter, context.base_dir),
+                    revision=self.revision,
+                    output=self.output,
+                    max_length=self.max_length,
+                    truncate=self.truncate,
+                    token_budget=self.token_budget,
+                    prefix_reuse=self.prefix_reuse,
+                    progress=progress,
+                )
+            return
         self._scorer = load_scorer(
             self.loading(self.path, context),
             head=self.head,
@@ -70,18 +96,15 @@ class Model(InProcess):
             max_length=self.max_length,
             truncate=self.truncate,
             prefix_reuse=self.prefix_reuse,
-            # Where somebody runs it (a trainer, the command line) there is a bar already.
-            progress=context.log_metric is None and context.device is None,
+            progress=progress,
         )
 
     def close(self) -> None:
-        self._scorer = None
+        self._scorer = self._member = None
 
     def score(self, samples: Samples) -> list[Score]:
-        if self._scorer is None:
-            self.setup(Context())
-        assert self._scorer is not None
-        tokenizer = self._scorer.tokenizer
+        scorer = self._ready_scorer()
+        tokenizer = scorer.tokenizer
         texts = [
             self._text(tokenizer, prompt, completion)
             for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
@@ -91,11 +114,24 @@ class Model(InProcess):
             return self._completion_start(tokenizer, samples.prompts[row], texts[row])
 
         plain = all(isinstance(prompt, str) for prompt in samples.prompts)
-        scores = self._scorer.score_texts(texts, plain, completion_start)
+        scores = scorer.score_texts(texts, plain, completion_start)
         if self._context.log_metric:
-            for name, value in self._scorer.metrics.items():
+            for name, value in scorer.metrics.items():
                 self._context.log_metric(f"{self.display_name}/{name}", value)
         return list(scores)
+
+    def _ready_scorer(self) -> Scorer:
+        if self._member is not None and self._member.scorer is not None:
+            return self._member.scorer
+        if self.path is None:
+            raise RewardError(
+                f"{self.display_name!r} has an adapter and no path: it runs on the policy's base, in a trainer of "
+                "trl_rewards or with `share_base: true`; elsewhere give the adapter's folder as `path`"
+            )
+        if self._scorer is None:
+            self.setup(Context())
+        assert self._scorer is not None
+        return self._scorer
 
     def _text(self, tokenizer: Any, prompt: Text, completion: Text) -> str:
         """What the model reads."""
@@ -117,7 +153,7 @@ class Model(InProcess):
     def _chat(self, tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> str:
         if tokenizer.chat_template is None:
             raise RewardError(
-                f"{self.path!r} has no chat template, and the prompts are chat messages: save its tokenizer with one "
-                "(tokenizer.chat_template = …; tokenizer.save_pretrained(…)), or give plain prompts"
+                f"{self.path or self.adapter!r} has no chat template, and the prompts are chat messages: save its "
+                "tokenizer with one (tokenizer.chat_template = …; tokenizer.save_pretrained(…)), or give plain prompts"
             )
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
+    from trl_rewards.models.shared_base import SharedBase
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
@@ -33,6 +34,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "PairwiseJudge": "judge",
     "Scorer": "scorer",
     "ServedScorer": "served",
+    "SharedBase": "shared_base",
     "add_adapter": "adapters",
     "as_number": "judge",
     "as_text": "judge",
@@ -56,6 +58,7 @@ __all__ = [
     "PairwiseJudge",
     "Scorer",
     "ServedScorer",
+    "SharedBase",
     "add_adapter",
     "as_number",
     "as_text",

@@ -16,7 +16,7 @@ from trl_rewards.errors import RewardError
 
 @contextmanager
 def using(model: Any, adapter: str | None, training: bool = False) -> Generator[Any]:
-    """The PEFT model with one adapter active, or with adapters off (None: the reference), and nothing else changed.
+    """The model with one adapter active, or with adapters off (None: the reference), and nothing else changed.
 
     `training=False`: evaluation mode, without gradients. `training=True`: training mode, and the parameters of this
     adapter are the only ones that require gradients. Gradient checkpointing runs the forward again during the
@@ -30,12 +30,12 @@ def using(model: Any, adapter: str | None, training: bool = False) -> Generator[
     if merged := sorted({name for layer in _layers(model) for name in _merged(layer)}):
         raise RewardError(f"adapter {', '.join(merged)} is merged into the base; unmerge it before another is used")
     with _restored(model):
-        if adapter is None:
-            model.base_model.disable_adapter_layers()
-            model.requires_grad_(False)
-        else:
+        if adapter is not None:
             model.base_model.enable_adapter_layers()
-            model.requires_grad_(False)
+        elif isinstance(model, PeftModel):
+            model.base_model.disable_adapter_layers()
+        model.requires_grad_(False)
+        if adapter is not None:
             model.set_adapter(adapter, inference_mode=not training)
         model.train(training)
         with nullcontext() if training else torch.no_grad():
@@ -64,7 +64,7 @@ def adapter_parameters(model: Any, name: str) -> dict[str, torch.nn.Parameter]:
         id(parameter)
         for layer in _layers(model)
         for kind in layer.adapter_layer_names
-        for path, parameter in getattr(layer, kind).named_parameters()
+        for path, parameter in layer.get_submodule(kind).named_parameters()
         if path.split(".")[0] == name
     }
     return {path: parameter for path, parameter in model.named_parameters() if id(parameter) in own}
@@ -85,15 +85,16 @@ def trunk_of(model: Any) -> Any:
 def _restored(model: Any) -> Generator[None]:
     """What a switch of adapters changes is put back, also where PEFT's own methods would not (several active adapters,
     frozen active ones, layers that are switched off one by one)."""
-    tuner = model.base_model
-    active = model.active_adapter, tuner.active_adapter, model._adapters_disabled
+    named = [(model, "active_adapter"), (model.base_model, "active_adapter"), (model, "_adapters_disabled")]
+    active = [(part, name, getattr(part, name)) for part, name in named] if isinstance(model, PeftModel) else []
     layers = [(layer, layer._active_adapter, layer._disable_adapters) for layer in _layers(model)]
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modules = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        model.active_adapter, tuner.active_adapter, model._adapters_disabled = active
+        for part, name, value in active:
+            setattr(part, name, value)
         for layer, names, disabled in layers:
             layer._active_adapter, layer._disable_adapters = names, disabled
         for parameter, required in parameters:

@@ -186,6 +186,15 @@ def _weight_files(folder: str, revision: str | None) -> list[str]:
     return [file for file in map(there, names) if file]
 
 
+def value_head_file(folder: str, revision: str | None = None) -> dict[str, torch.Tensor]:
+    """Weight and bias of a value head that lies in a folder in a file of its own; empty if there is none."""
+    for name in ("value_head.safetensors", "value_head.bin"):
+        missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if file := cached_file(folder, name, revision=revision, **missing):
+            return _tensors(file, _SUMMARY)
+    return {}
+
+
 def _tensors(file: str, prefix: str) -> dict[str, torch.Tensor]:
     """The tensors of a weight file whose names begin with `prefix`, without it."""
     if file.endswith(".safetensors"):

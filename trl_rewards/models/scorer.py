@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -56,6 +56,8 @@ class Scorer:
     prefix_reuse: PrefixReuse
     progress: bool
     """Show a bar on the terminal while there is more than one batch."""
+    surrounding: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
+    """What forward passes run in, for a model that is not this scorer's alone."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last call: `tokens_per_second`, `prefix_saved` (share of tokens that needed no computing), `truncated`
     (share of texts that were too long) and, on an accelerator, `peak_memory_gb`."""
@@ -101,31 +103,35 @@ class Scorer:
 
     def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
         """One score per row of token ids, in order; each row has at least one token and none is cut."""
+        outputs = self.outputs_of(ids)
+        return (torch.tensor(outputs) @ torch.tensor(self.weights)).tolist() if outputs else []
+
+    def outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
+        """All K outputs of each row of token ids, in order; NaN for a row that does not fit into memory."""
         self.metrics = {}
         if not ids:
             return []
-        scores: dict[int, float] = {}
+        found: dict[int, list[float]] = {}
         tokens, computed, started = sum(map(len, ids)), 0, time.perf_counter()
         bar, budget = _bar(self.progress and tokens > self.token_budget, len(ids)), self.token_budget
-        with at_work(self.head.model, self.loading) as device, torch.inference_mode(), bar as advance:
+        with at_work(self.head.model, self.loading) as device, self.surrounding(), bar as advance:
             memory = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
             if memory:
                 memory.reset_peak_memory_stats(device)
-            weights = torch.tensor(self.weights, device=device)
-            while rest := [row for row in range(len(ids)) if row not in scores]:
+            while rest := [row for row in range(len(ids)) if row not in found]:
                 try:
                     for rows, outputs, cost in self._batches(ids, rest, device):
-                        scores |= zip(rows, (outputs @ weights).tolist(), strict=True)
+                        found |= zip(rows, outputs.tolist(), strict=True)
                         computed += cost
                         advance(len(rows))
                 except torch.OutOfMemoryError:
-                    rest = [row for row in rest if row not in scores]
+                    rest = [row for row in rest if row not in found]
                     shortest = min(len(ids[row]) for row in rest)
                     if self.token_budget > shortest:
                         self.token_budget //= 2
-                    elif scores:  # rows of this length and more do not fit: they are holes, the others keep theirs
+                    elif found:  # rows of this length and more do not fit; the others keep theirs
                         logger.warning("%s: out of memory for a row of %d tokens", self.loading.path, shortest)
-                        scores |= dict.fromkeys(rest, math.nan)
+                        found |= dict.fromkeys(rest, [math.nan] * len(next(iter(found.values()))))
                         self.token_budget = budget  # it was not too much for the other rows
                     else:
                         self._refuse_row(shortest)
@@ -135,7 +141,7 @@ class Scorer:
                 self.metrics["peak_memory_gb"] = memory.max_memory_allocated(device) / 2**30
         self.metrics["tokens_per_second"] = tokens / (time.perf_counter() - started)
         self.metrics["prefix_saved"] = 1 - computed / tokens
-        return [scores[row] for row in range(len(ids))]
+        return [found[row] for row in range(len(ids))]
 
     def _batches(
         self, ids: Sequence[list[int]], rows: list[int], device: torch.device

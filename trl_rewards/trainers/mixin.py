@@ -2,7 +2,8 @@
 
 `_calculate_rewards` returns `[total | one column per source]`, with weights `[1, 0, …, 0]`, so that TRL logs every
 source and trains on the total. `_generate_and_score_completions` puts the recipe's advantages where TRL's were.
-`_save_checkpoint` and `_load_optimizer_and_scheduler` keep the pipeline's state beside TRL's own.
+`_save_checkpoint` and `_load_optimizer_and_scheduler` keep the pipeline's state beside TRL's own; `_save` leaves the
+adapters of rewards out of the policy's.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
 from trl_rewards.models.pretrained import keep_4bit_unpacked
+from trl_rewards.models.shared_base import SharedBase
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
+from trl_rewards.trainers.sharing import policy_base
 from trl_rewards.trainers.state import read_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ _SEAM = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_save": ["self", "output_dir", "state_dict"],
 }
 
 
@@ -59,6 +63,7 @@ class PipelineMixin(_Trainer):
         **options: Any,
     ):
         self.pipeline = pipeline
+        self.shared_base: SharedBase | None = None
         self.last_batch: RewardBatch | None = None
         self.last_advantages: torch.Tensor | None = None
         if pipeline is None:
@@ -72,10 +77,12 @@ class PipelineMixin(_Trainer):
         if args is not None:
             self._check_arguments(args, pipeline)
             _check_size(options.get("train_dataset", more[0] if more else None), args)
+        self.shared_base = policy_base(pipeline, model, args)
         self._context = Context(
             device=args.device if args is not None else None,
             seed=args.seed if args is not None else 0,
             base_dir=pipeline.base_dir,
+            shared_base=self.shared_base,
             log_metric=self._log_metric,
             log_extra=self._keep_extra,
         )
@@ -91,6 +98,8 @@ class PipelineMixin(_Trainer):
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
         keep_4bit_unpacked(self.model)
+        if self.shared_base is not None:
+            self.shared_base.bind(self.model)
         self.reward_weights = torch.tensor([1.0] + [0.0] * len(pipeline.sources))
         self._tell = load_plugins().tell
         self._committed_state = pipeline.state_dict()
@@ -250,6 +259,10 @@ class PipelineMixin(_Trainer):
         # Not the state of this moment: a checkpoint on SIGTERM may come after a step's rewards and before its end.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         save_state(folder, self.accelerator.process_index, self.pipeline.signature, self._committed_state)
+
+    def _save(self, output_dir=None, state_dict=None):
+        with self.shared_base.left_out() if self.shared_base is not None else nullcontext():
+            super()._save(output_dir, state_dict)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

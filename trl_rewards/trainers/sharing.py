@@ -1,0 +1,52 @@
+"""Rewards on the policy's own base: which base it is, and where that cannot be done."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from peft import PeftModel
+
+from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.shared_base import SharedBase
+from trl_rewards.pipeline import Pipeline
+
+
+def policy_base(pipeline: Pipeline, model: Any, args: Any) -> SharedBase | None:
+    """The base of a policy that is not loaded yet, for the sources that run on it; None where none does.
+
+    ValueError for what such a source cannot go with. DistributedDataParallel and DeepSpeed's ZeRO-1 and ZeRO-2 leave
+    the base whole on each rank. ZeRO-3 and FSDP do not: only a forward pass of the whole policy gathers its weights.
+    """
+    sharing = [source for source in pipeline.sources if source.reward.shares_base()]
+    if not sharing:
+        return None
+    for source in sharing:
+        for name, value in (
+            ("timeout", source.timeout),
+            ("concurrency", source.concurrency),
+            ("isolate", source.isolate),
+        ):
+            if value:
+                raise ValueError(
+                    f"{name}: {source.name!r} runs on the policy's base, which it must have left before training goes "
+                    f"on; leave {name} out, or give the source a model of its own (`path:`)"
+                )
+    plugin = args.deepspeed_plugin if args is not None else None
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if zero3 or os.environ.get("ACCELERATE_USE_FSDP") == "true" or (args is not None and args.fsdp):
+        raise ValueError(
+            f"{', '.join(source.name for source in sharing)}: rewards on the policy's base need it whole on each "
+            f"rank, and {'ZeRO-3' if zero3 else 'FSDP'} splits it; use DDP or ZeRO-2 (a 4-bit base is small), or give "
+            "each source a model of its own (`path:`)"
+        )
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    options = (args.model_init_kwargs if args is not None else None) or {}
+    return SharedBase(
+        Loading(
+            path=whole if isinstance(whole, str) else whole.config.name_or_path,
+            revision=options.get("revision"),
+            device=args.device if args is not None else None,
+            trust_remote_code=bool(options.get("trust_remote_code")),
+        )
+    )
