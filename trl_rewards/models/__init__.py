@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.options import InProcess
     from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+    from trl_rewards.models.sampling import (
+        LocalSampler,
+        Sampled,
+        Sampler,
+        Sampling,
+        VllmSampler,
+        WorkFile,
+        load_sampler,
+        sample_candidates,
+        stream,
+    )
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
 
@@ -29,16 +40,25 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "JudgeReward": "judge",
     "ListwiseJudge": "judge",
     "Loading": "pretrained",
+    "LocalSampler": "sampling",
     "PairwiseJudge": "judge",
+    "Sampled": "sampling",
+    "Sampler": "sampling",
+    "Sampling": "sampling",
     "Scorer": "scorer",
     "ServedScorer": "served",
+    "VllmSampler": "sampling",
+    "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
     "keep_4bit_unpacked": "pretrained",
     "load_pretrained": "pretrained",
+    "load_sampler": "sampling",
     "load_scorer": "scorer",
     "load_tokenizer": "pretrained",
+    "sample_candidates": "sampling",
+    "stream": "sampling",
 }
 
 __all__ = [
@@ -49,16 +69,25 @@ __all__ = [
     "JudgeReward",
     "ListwiseJudge",
     "Loading",
+    "LocalSampler",
     "PairwiseJudge",
+    "Sampled",
+    "Sampler",
+    "Sampling",
     "Scorer",
     "ServedScorer",
+    "VllmSampler",
+    "WorkFile",
     "as_number",
     "as_text",
     "extract_json",
     "keep_4bit_unpacked",
     "load_pretrained",
+    "load_sampler",
     "load_scorer",
     "load_tokenizer",
+    "sample_candidates",
+    "stream",
 ]
 
 
