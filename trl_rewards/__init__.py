@@ -25,9 +25,11 @@ from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
     from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
+    from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
+    from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
     from trl_rewards.trainers.reward import RewardTrainer
     from trl_rewards.trainers.rloo import RLOOTrainer
@@ -43,6 +45,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "PairOptions": "pairs",
+    "DPOTrainer": "trainers.dpo",
     "GRPOTrainer": "trainers.grpo",
     "RLOOTrainer": "trainers.rloo",
     "RewardTrainer": "trainers.reward",
@@ -52,9 +56,11 @@ __all__ = [
     "Advantage",
     "Combiner",
     "Context",
+    "DPOTrainer",
     "Failed",
     "GRPOTrainer",
     "Objective",
+    "PairOptions",
     "Pipeline",
     "PluginError",
     "Preferences",

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,36 +29,8 @@ from transformers import (
 
 from trl_rewards.errors import RewardError
 from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+from trl_rewards.pairs import Sampling
 from trl_rewards.samples import Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How completions are drawn. The defaults are the policy's own distribution."""
-
-    max_new_tokens: int = 512
-    temperature: float = 1.0
-    """0 is greedy: every candidate of a prompt is the same text."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 keeps every token."""
-    batch_tokens: int = 32768
-    """Tokens of a batch, prompts and completions, padding included."""
-    batch_size: int | None = None
-    """Rows of a batch at most; None: as many as `batch_tokens` lets."""
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
-                "temperature and top_k must be at least 0 and top_p in (0, 1], "
-                f"got {self.temperature}, {self.top_k} and {self.top_p}"
-            )
-        if self.max_new_tokens < 1 or self.batch_tokens < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(
-                "max_new_tokens, batch_tokens and batch_size must be at least 1, "
-                f"got {self.max_new_tokens}, {self.batch_tokens} and {self.batch_size}"
-            )
 
 
 class Sampled(NamedTuple):
@@ -236,6 +208,7 @@ def sample_candidates(
     n: int,
     sampling: Sampling,
     *,
+    seed: Any = 0,
     rows: Sequence[int] | None = None,
     tools: Sequence[Any] | None = None,
     templates: Sequence[Mapping[str, Any] | None] | None = None,
@@ -261,13 +234,14 @@ def sample_candidates(
         first.append(n * seen[tuple(ids)])
         seen[tuple(ids)] += 1
     requests = {row * n + k: encoded[row] for row in rows for k in range(n)}
-    held = [signature, n, repr(sampling), list(rows), encoded]
+    drawn_by = {each.name: getattr(sampling, each.name) for each in fields(Sampling)}
+    held = [signature, seed, n, drawn_by, list(rows), encoded]
     keeper = WorkFile(work, _digest(held), "candidates of another call") if work else None
     found = {key: Sampled(*fields) for line in (keeper.lines if keeper else []) for key, *fields in line}
     left = {key: ids for key, ids in requests.items() if key not in found}
     with _bar(len(requests), len(found), progress) as advance:
         for keys in sampler.batches(left, sampling):
-            streams = [stream(sampling.seed, requests[key], first[key // n] + key % n) for key in keys]
+            streams = [stream(seed, requests[key], first[key // n] + key % n) for key in keys]
             drawn = sampler.draw([requests[key] for key in keys], streams, sampling)
             found |= zip(keys, drawn, strict=True)
             if keeper:
@@ -276,8 +250,8 @@ def sample_candidates(
     return [[found[row * n + k] for k in range(n)] for row in rows]
 
 
-def stream(seed: int, prompt: Sequence[int], number: Any) -> int:
-    """The seed of one candidate's random numbers, below 2⁵⁶."""
+def stream(seed: Any, prompt: Sequence[int], number: Any) -> int:
+    """The seed of one candidate's random numbers, below 2⁵⁶. `seed` and `number` are what JSON can say."""
     return int.from_bytes(hashlib.blake2b(json.dumps([seed, list(prompt), number]).encode(), digest_size=7).digest())
 
 
@@ -295,7 +269,7 @@ class _Draw(LogitsProcessor):
         rows = [torch.rand(steps, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in streams]
         self._uniforms = torch.stack(rows).to(device)  # (B, T)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         for warp in self._warpers:
             scores = warp(input_ids, scores)
         # In float32 a token that is rarer than the rounding of the sum would never be drawn.

@@ -1,10 +1,10 @@
-"""TRL's trainers with one more argument, `pipeline=` or `objective=`."""
+"""TRL's trainers with one more argument or two: `pipeline=`, `pairs=`, `objective=`."""
 
 from __future__ import annotations
 
 import importlib
 
-_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "reward": "RewardTrainer"}
+_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "dpo": "DPOTrainer", "reward": "RewardTrainer"}
 
 
 def trainer_class(name: str) -> type:
