@@ -112,6 +112,8 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         if dataset is not None and dataset.column_names
         for problem in missing_columns(dataset.column_names)
     }
+    if recipe.pairs is not None:
+        problems |= dict.fromkeys(recipe.pairs.missing_columns(train_data.column_names))
     if problems:
         raise RecipeError(problems, recipe.source)
 

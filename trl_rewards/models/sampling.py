@@ -54,8 +54,8 @@ class Sampler:
     def encode(self, prompt: Text, tools: Any = None, template: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a prompt: messages in the policy's chat template, a string as it is.
 
-        `tools` and `template` (its variables, such as enable_thinking) are for the chat template. RewardError where
-        the prompt is empty or does not fit, or where there is no chat template for a chat.
+        `tools` (schemas, or their JSON) and `template` (variables, such as enable_thinking) are for the chat template.
+        RewardError where the prompt is empty or does not fit, or where there is no chat template for a chat.
         """
         if isinstance(prompt, str):
             ids = self.tokenizer(prompt)["input_ids"]
@@ -63,7 +63,11 @@ class Sampler:
             raise RewardError(f"policy {self.name!r} has no chat template, and the prompts are chats")
         else:
             text = self.tokenizer.apply_chat_template(
-                prompt, tools=tools, tokenize=False, add_generation_prompt=True, **(template or {})
+                prompt,
+                tools=json.loads(tools) if isinstance(tools, str) else tools,
+                tokenize=False,
+                add_generation_prompt=True,
+                **(template or {}),
             )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
