@@ -18,8 +18,8 @@ PROMPTS = [f"the cat ran {number} times" for number in range(8)]
 SMALL = {"candidates": 3, "max_new_tokens": 6, "choose_truncated": True, "held_out_candidates": 1}
 
 
-class Letters(Reward):
-    """Share of letters `e`; counts the batches it saw."""
+class Short(Reward):
+    """One over the length; counts the batches it saw."""
 
     columns = ("bonus",)
 
@@ -28,10 +28,7 @@ class Letters(Reward):
 
     def score(self, samples):
         self.seen += 1
-        return [
-            text.count("e") / max(len(text), 1) + bonus
-            for text, bonus in zip(samples.texts, samples["bonus"], strict=True)
-        ]
+        return [1 / max(len(text), 1) + bonus for text, bonus in zip(samples.texts, samples["bonus"], strict=True)]
 
     def state_dict(self):
         return {"seen": self.seen}
@@ -91,7 +88,7 @@ def test_without_a_pipeline_and_on_the_same_pairs_it_is_trl_s_to_the_last_bit(po
         policy_path,
         args=arguments(loss_type=[loss]),
         train_dataset=prompts(),
-        pipeline=Pipeline([Letters()]),
+        pipeline=Pipeline([Short()]),
         pairs=PairOptions(**SMALL),
     )
     ours.train()
@@ -121,7 +118,7 @@ def test_the_reference_is_the_policy_of_the_round_s_beginning_or_the_first_one(
         policy_path,
         args=arguments(),
         train_dataset=prompts(),
-        pipeline=Pipeline([Letters()]),
+        pipeline=Pipeline([Short()]),
         pairs=PairOptions(**SMALL, rounds=2, reference=reference),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
     )
@@ -147,7 +144,7 @@ def test_a_run_that_stops_in_its_second_round_goes_on_as_if_it_had_not(policy_pa
             args=arguments(output_dir=str(tmp_path / name), **options),
             train_dataset=prompts(),
             eval_dataset=prompts(["the sky", "the dog"]),
-            pipeline=Pipeline([Letters()]),
+            pipeline=Pipeline([Short()]),
             pairs=PairOptions(**SMALL, rounds=2, score_prompts=2),
         )
 
@@ -178,7 +175,7 @@ def test_a_run_that_stops_in_its_second_round_goes_on_as_if_it_had_not(policy_pa
     for name in ("round-1", "round-2"):
         assert pairs_in(tmp_path / "stopped" / name) == pairs_in(tmp_path / "whole" / name)
     assert (
-        sampled.pipeline.state_dict() == whole.pipeline.state_dict() == {"combine": {}, "rewards.letters": {"seen": 4}}
+        sampled.pipeline.state_dict() == whole.pipeline.state_dict() == {"combine": {}, "rewards.short": {"seen": 4}}
     )
     held_out = [json.loads((tmp_path / name / "held_out.json").read_text()) for name in ("whole", "stopped")]
     assert [list(each) for each in held_out] == [["0", "1", "2"]] * 2
@@ -208,12 +205,12 @@ def test_candidates_of_a_dataset_make_the_pairs_by_hand_and_a_card_says_what_was
     from trl_rewards import DPOTrainer
 
     data = {"prompt": PROMPTS[:3], "bonus": [0.0] * 3}
-    data |= {"answers": [["e", "ae", "aae"], ["a", "b", "c"], ["ee", "e", "x"]]}  # 1, 1/2, 1/3; ties; 1, 1, 0
+    data |= {"answers": [["e", "ae", "aae"], ["a", "b", "c"], ["ee", "e", "eeee"]]}  # 1, 1/2, 1/3; ties; 1/2, 1, 1/4
     trainer = DPOTrainer(
         policy_path,
         args=arguments(),
         train_dataset=Dataset.from_dict(data),
-        pipeline=Pipeline([Letters()]),
+        pipeline=Pipeline([Short()]),
         pairs=PairOptions(source="dataset", columns=["answers"]),
     )
     trainer.train()
@@ -221,10 +218,10 @@ def test_candidates_of_a_dataset_make_the_pairs_by_hand_and_a_card_says_what_was
     rows = {row["prompt"]: row for row in pairs_in(folder)}
     assert {prompt: (row["chosen"], row["rejected"]) for prompt, row in rows.items()} == {
         PROMPTS[0]: ("e", "aae"),
-        PROMPTS[2]: ("ee", "x"),
+        PROMPTS[2]: ("e", "eeee"),
     }
     assert rows[PROMPTS[0]]["margin"] == pytest.approx(2 / 3)
-    assert rows[PROMPTS[2]]["letters/chosen"] == 1.0
+    assert rows[PROMPTS[2]]["short/rejected"] == 0.25
     card = (folder / "README.md").read_text()
     assert "2 pairs. Candidates: columns answers of the dataset." in card
     assert "| candidates | 9 |" in card
@@ -241,7 +238,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(arguments):
             DPOTrainer("no/such-model", pipeline=pipeline, **options)
 
     refused("pairs are made by a pipeline", pairs=PairOptions())
-    pipeline = Pipeline([Letters()])
+    pipeline = Pipeline([Short()])
     refused("precompute_ref_log_probs", pipeline, args=arguments(precompute_ref_log_probs=True))
     refused("prompts_per_round 9 is more than the 8 prompts", pipeline, pairs=PairOptions(prompts_per_round=9))
     refused(
@@ -415,7 +412,7 @@ def test_a_missing_column_of_completions_and_a_checkpoint_are_refused_before_a_m
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", refuse)
-    with pytest.raises(RecipeError, match=r"pairs\.columns: the dataset has no column 'answers', did you mean 'answer'"):
+    with pytest.raises(RecipeError, match=r"pairs\.columns: the dataset has no column 'answers', did you mean"):
         build_trainer(Recipe.load(make_recipe(pairs={"source": "dataset", "columns": ["answers"]})))
     with pytest.raises(RecipeError, match="rounds go on from their own folders; give true"):
         train(make_recipe(), ["--resume_from_checkpoint", "run/checkpoint-3"])
