@@ -132,10 +132,10 @@ class DPOTrainer(trl.DPOTrainer):
                 result = self._train_round(number, bool(resume_from_checkpoint))
         finally:
             self._folder = None
-        if self.measures:
+        if self.measures and self._world.rank == 0:
             known = json.loads((self._run_folder / HELD_OUT).read_text(encoding="utf-8"))
-            values = " -> ".join(f"{found['eval_reward']:.3f}" for found in known.values())
-            self.accelerator.print(f"\nheld-out reward, before and after each round: {values}")
+            values = " -> ".join(_number(found.get("eval_reward")) for found in known.values())
+            print(f"\nheld-out reward, before and after each round: {values}")
         return result
 
     def _rounds_done(self, resume: bool) -> list[dict[str, Any]]:
@@ -149,6 +149,8 @@ class DPOTrainer(trl.DPOTrainer):
                 "output_dir"
             )
         self._world.raise_together(problem, self.accelerator.device)
+        if not resume and self._world.rank == 0:
+            (self._run_folder / HELD_OUT).unlink(missing_ok=True)
         done: list[dict[str, Any]] = []
         for folder in folders:
             if not (folder / FINISHED).is_file():
@@ -366,7 +368,6 @@ class DPOTrainer(trl.DPOTrainer):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.with_suffix(".tmp").write_text(text, encoding="utf-8", errors="replace")
             os.replace(file.with_suffix(".tmp"), file)
-        self.accelerator.wait_for_everyone()
 
 
 class _Answer(NamedTuple):
@@ -451,6 +452,10 @@ Made with
 
 {settings}
 """
+
+
+def _number(value: float | None) -> str:
+    return "no score" if value is None else f"{value:.3f}"
 
 
 def _share(start: int, end: int, world: World) -> range:
