@@ -49,3 +49,9 @@ def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tenso
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps
     return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)
+
+
+def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
+    """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
+    (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
+    return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
