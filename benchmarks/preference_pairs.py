@@ -1,11 +1,11 @@
 """The preference pairs that recipes/reward/cpu*.yaml learn from, without a model and without a download.
 
-    python benchmarks/preference_pairs.py        # writes runs/reward/pairs, a second
+    python benchmarks/preference_pairs.py        # writes runs/reward/pairs, some seconds
 
-Questions are drawn like those of the bundled data, none of which is among them. Each has two replies of different
-kinds (`trl_rewards.bundled.make` says what the kinds are), and the one whose kind is rated higher in `RATINGS` is
-chosen. Columns: `prompt`, `chosen`, `rejected` (conversational), and `chosen_rating` and `rejected_rating` in [0, 4],
-for objectives that read them. The splits share no question.
+Questions are drawn like those of the bundled data, none of which is among them. The chosen reply is clean, and the
+rejected one has a flaw, of the kinds and with the shares that the bundled policy was taught
+(`trl_rewards.bundled.make`): about half are wrong. Columns: `prompt`, `chosen`, `rejected` (conversational), and
+`chosen_rating` and `rejected_rating` in [0, 4], for objectives that read them. The splits share no question.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ RATINGS = {"clean": 4.0, "bare": 3.0, "ramble": 2.0, "unhelpful": 1.0, "slip": 0
 
 
 def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
-    """A row: a question with a better and a worse reply."""
-    while True:
-        worse, better = sorted(rng.sample(list(RATINGS), 2), key=RATINGS.__getitem__)
-        if RATINGS[worse] < RATINGS[better]:
-            break
-    said = {kind: make.REPLIES[kind](rng, question) for kind in (better, worse)}
+    """A row: a question with a clean reply and a flawed one."""
+    shares = make.HABIT if question.habit else make.NOISE
+    flaws = [kind for kind in shares if kind != "clean"]
+    (flaw,) = rng.choices(flaws, [shares[kind] for kind in flaws])
     return {
         "prompt": [{"role": "user", "content": question.text}],
-        "chosen": [{"role": "assistant", "content": said[better]}],
-        "rejected": [{"role": "assistant", "content": said[worse]}],
-        "chosen_rating": RATINGS[better],
-        "rejected_rating": RATINGS[worse],
+        "chosen": [{"role": "assistant", "content": make.clean(rng, question)}],
+        "rejected": [{"role": "assistant", "content": make.REPLIES[flaw](rng, question)}],
+        "chosen_rating": RATINGS["clean"],
+        "rejected_rating": RATINGS[flaw],
     }
 
 
