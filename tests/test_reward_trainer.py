@@ -281,13 +281,14 @@ def test_an_objective_sees_tokens_prompts_steps_and_its_own_random_numbers(rewar
     assert len(set(whole.drawn)) == 4
 
 
-def test_the_scored_position_is_the_model_s_also_where_the_end_is_the_padding(reward_model_path, arguments):
+def test_the_scored_position_is_the_model_s_also_where_the_end_is_the_padding(reward_model_path, arguments, caplog):
     from trl_rewards import RewardTrainer
 
     objective = Seeing()
     args = arguments(max_steps=1, pad_token="<|im_end|>", learning_rate=0.0)
     fit(RewardTrainer, reward_model_path, args, objective=objective)
     (batch,) = objective.batches
+    assert "also ends texts" in caplog.text
     scores = objective.model.score(batch.hidden)[:, 0]
     torch.testing.assert_close(scores, torch.cat([batch.chosen, batch.rejected]))
 

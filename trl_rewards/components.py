@@ -94,6 +94,12 @@ class Reward(Component):
         """`score` for sources that wait for a network. If a subclass defines it, it is used instead of `score`."""
         raise NotImplementedError
 
+    def check_running(self, running: Mapping[str, Any]) -> None:
+        """ValueError, beginning with the key, if it cannot be run as a recipe says: `timeout`, `isolate`, ….
+
+        `running` holds the keys that the recipe sets.
+        """
+
     def is_async(self) -> bool:
         """Whether `ascore` is the method to call."""
         return type(self).ascore is not Reward.ascore

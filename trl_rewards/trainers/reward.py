@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Generator, Sequence
@@ -26,6 +27,8 @@ from trl_rewards.recipe import Recipe
 from trl_rewards.scoring import World
 from trl_rewards.trainers.mixin import KNOWN_TRL
 from trl_rewards.trainers.state import read_state, save_state
+
+logger = logging.getLogger(__name__)
 
 _SEAM = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
@@ -128,6 +131,12 @@ class RewardTrainer(trl.RewardTrainer):
         self.data_collator = _WithColumns(self.data_collator, objective.reads())
         self._objective_metrics: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
         self._pad = tokenizer.pad_token_id
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            logger.warning(
+                "pad_token %r also ends texts: in training the score is read before it, by `use: model` at it; set "
+                "pad_token to a token that no text holds",
+                tokenizer.pad_token,
+            )
         self._generator = torch.Generator().manual_seed(args.seed + args.process_index)
         self._committed_state = self._state_of_objective()
         self.add_callback(_CommitState(self))
