@@ -632,6 +632,11 @@ def check_components(recipe: Recipe) -> list[str]:
             problems += _check_sharing_source(source, recipe)
         for step, spec in enumerate(source.shape):
             make("shaper", spec, f"{path}.shape[{step}]")
+        if reward is not None:
+            try:
+                reward.check_running(source.running)
+            except ValueError as error:
+                problems.append(f"{path}.{error}")
         if reward is not None and source.running.get("cache"):
             if reward.scope == "group":
                 problems.append(f"{path}.cache: {source.name!r} scores whole groups, whose scores are not kept")
