@@ -130,6 +130,7 @@ def test_the_reference_is_the_policy_of_the_round_s_beginning_or_the_first_one(
     assert len(rounds) == 4
     assert rounds[0] == pytest.approx(0.6931, abs=1e-4)
     assert (rounds[2] == pytest.approx(0.6931, abs=1e-4)) == (reference == "previous")
+    assert not list(Path(trainer.args.output_dir).glob("round-*/policy/ref"))
 
 
 @pytest.mark.slow

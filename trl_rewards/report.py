@@ -404,6 +404,8 @@ def plots(run: Run) -> list[Plot]:
             [
                 Panel("accuracy", "share of pairs", _first(metric, "accuracy", "rewards/accuracies"), share=True),
                 Panel("margin", "score", _first(metric, "margin", "rewards/margins")),
+                Panel("pairs of a round", "pairs", metric("pairs/count")),
+                Panel("margin of their rewards", "total reward", metric("pairs/margin")),
             ],
         ),
         Plot(

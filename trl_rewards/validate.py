@@ -38,7 +38,9 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
         except RecipeError as error:
             problems += error.problems
         else:
-            problems += missing_columns(splits[script.dataset_train_split].column_names)
+            names = splits[script.dataset_train_split].column_names
+            problems += missing_columns(names)
+            problems += recipe.pairs.missing_columns(names) if recipe.pairs else []
             sizes = ", ".join(f"{split} {len(dataset)}" for split, dataset in splits.items())
             lines.append(f"dataset {name}: {sizes} rows")
     else:

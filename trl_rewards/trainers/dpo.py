@@ -26,7 +26,7 @@ from pyarrow import parquet
 from transformers.trainer_utils import get_last_checkpoint
 
 from trl_rewards.components import Context, RewardBatch
-from trl_rewards.errors import RewardError
+from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.sampling import LocalSampler, sample_candidates
 from trl_rewards.pairs import Counts, Group, PairOptions, describe, groups_of, make_pairs, pair_rows, refused_arguments
@@ -77,6 +77,7 @@ class DPOTrainer(trl.DPOTrainer):
         self.measures = False
         """Whether a held-out reward is logged after each round."""
         self._folder: Path | None = None
+        self._own_reference = False
         if pipeline is None:
             if pairs is not None:
                 raise ValueError("pairs are made by a pipeline: give pipeline= too, or neither")
@@ -110,11 +111,12 @@ class DPOTrainer(trl.DPOTrainer):
 
     def _refuse_sharded_weights(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
+            problem = (
                 "the policy samples from its weights in this process, which FSDP and DeepSpeed hold in their own way; "
                 "use DDP (LoRA, or 4-bit weights), or write the candidates with `trl-rewards bon` and train on them "
                 "with pairs: {source: dataset}"
             )
+            raise RecipeError([problem], "DPOTrainer")
 
     def train(self, resume_from_checkpoint: Any = None, *more: Any, **options: Any) -> Any:
         """Without a pipeline TRL's; with one all rounds that are left (`resume_from_checkpoint`: True or False)."""
@@ -177,6 +179,9 @@ class DPOTrainer(trl.DPOTrainer):
         self.train_dataset = self._prepare_dataset(Dataset.from_list(rows), tokenizer, args, "train")
         checkpoint = get_last_checkpoint(str(folder)) if resume else None
         result = super().train(self._of_main(checkpoint))
+        if self._own_reference:  # it would be saved beside the policy
+            self.accelerator.unwrap_model(self.model).delete_adapter("ref")
+            self._own_reference = False
         self.save_model(str(folder / "policy"))
         held_out = self._measure(number)
         steps = self.state.global_step
@@ -193,6 +198,7 @@ class DPOTrainer(trl.DPOTrainer):
         # With LoRA TRL's reference is an adapter called "ref", or the base model where there is none.
         if "ref" not in policy.peft_config:
             policy.add_adapter("ref", policy.peft_config["default"])
+            self._own_reference = True
         for name, parameter in policy.named_parameters():
             if ".default." in name:
                 reference = policy.get_parameter(name.replace(".default.", ".ref."))
@@ -302,7 +308,7 @@ class DPOTrainer(trl.DPOTrainer):
         policy = policy.get_base_model() if is_peft_model(policy) else policy  # its LoRA layers are inside
         given = {name: data[name] if name in data.column_names else None for name in TEMPLATE_COLUMNS}
         drawn = sample_candidates(
-            LocalSampler(policy, self._tokenizer),
+            LocalSampler(policy, self._tokenizer, self._policy),
             list(data["prompt"]),
             n,
             self.pairs,
@@ -470,16 +476,17 @@ def _completions(row: dict[str, Any], columns: Sequence[str]) -> list[Any]:
 
 
 def _check(args: Any, pairs: PairOptions, dataset: Any) -> None:
-    """ValueError for arguments that rounds of pairs leave no room for."""
+    """RecipeError for arguments that rounds of pairs leave no room for."""
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"with a pipeline train_dataset must be a datasets.Dataset, got {type(dataset).__name__}")
+        got = type(dataset).__name__
+        raise RecipeError([f"with a pipeline train_dataset must be a datasets.Dataset, got {got}"], "DPOTrainer")
     problems = refused_arguments(vars(args)) + pairs.missing_columns(dataset.column_names)
     if pairs.prompts_per_round and pairs.prompts_per_round > len(dataset):
         problems.append(
             f"prompts_per_round {pairs.prompts_per_round} is more than the {len(dataset)} prompts there are"
         )
     if problems:
-        raise ValueError("; ".join(problems))
+        raise RecipeError(problems, "DPOTrainer")
 
 
 def check_dpo_seam() -> None:
