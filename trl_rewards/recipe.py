@@ -227,6 +227,7 @@ def bundled_recipes() -> dict[str, Path]:
         file.relative_to(folder).with_suffix("").as_posix(): file
         for folder in recipe_folders()
         for file in sorted(folder.rglob("*.yaml"))
+        if file.parent.name != "accelerate"  # launch configurations
     }
 
 
@@ -675,6 +676,26 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
     return problems
 
 
+_OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and its script
+    "gamma": "advantage: {use: gae, with: {gamma: …}}",
+    "lam": "advantage: {use: gae, with: {lam: …}}",
+    "vf_coef": "leave it out; the critic has its own optimiser, see critic_learning_rate",
+    "reward_model_path": "rewards: [{use: model, with: {path: …}}]",
+    "sft_model_path": "model_name_or_path",
+    "response_length": "max_completion_length",
+    "total_episodes": "max_steps or num_train_epochs",
+    "local_rollout_forward_batch_size": "per_device_train_batch_size",
+    "num_sample_generations": "log_completions",
+    "stop_token": "leave it out; completions end at the model's own end tokens",
+    "stop_token_id": "generation_kwargs: {eos_token_id: …}",
+    "model_adapter_name": "leave it out; use_peft makes the adapter",
+    "ref_adapter_name": "leave it out; the reference is the base without the adapter",
+    "exp_name": "run_name",
+    "dataset_num_proc": "leave it out; prompts are tokenised as they are used",
+    "ds3_gather_for_generation": "leave it out",
+}
+
+
 def check_trl_keys(recipe: Recipe) -> list[str]:
     """Problems with TRL's flat keys: unknown, of the wrong type, refused here, or refused by TRL itself."""
     import pydantic
@@ -685,6 +706,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
         if key == "env":
             if not isinstance(value, dict | None):
                 problems.append(f"env: must map names to values, got {value!r}")
+        elif key not in fields and recipe.trainer == "ppo" and key in _OLD_PPO_KEYS:
+            problems.append(f"{key}: a key of TRL's own PPO (until 1.12); here: {_OLD_PPO_KEYS[key]}")
         elif key not in fields:
             problems.append(f"{key}: unknown key{did_you_mean(str(key), [*fields, *OWN_KEYS])}")
         elif value is not None and fields[key] is not None:

@@ -358,6 +358,15 @@ def plots(run: Run) -> list[Plot]:
             ],
         ),
         Plot(
+            "critic",
+            "Critic",
+            "How much of what came the critic had expected: 1 is all, 0 no more than the mean, below 0 it misleads.",
+            [
+                Panel("explained variance", "share", metric("value/explained_variance")),
+                Panel("value loss", "loss", metric("value/loss")),
+            ],
+        ),
+        Plot(
             "preferences",
             "Preferences",
             "Share of pairs in which the chosen answer scores higher, and by how much.",
@@ -693,6 +702,9 @@ def _table(run: Run) -> str:
         ("clipped completions", "completions/clipped_ratio"),
         ("groups without variance", "frac_reward_zero_std"),
         ("KL, nats", "kl"),
+        ("KL coefficient", "kl/coefficient"),
+        ("critic's explained variance", "value/explained_variance"),
+        ("value loss", "value/loss"),
         ("entropy, nats", "entropy"),
         ("loss", "loss"),
         ("eval loss", "eval_loss"),

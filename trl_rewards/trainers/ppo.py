@@ -135,6 +135,8 @@ class PPOTrainer(GRPOTrainer):
         if "pixel_values" in output and self.critic is not None:
             raise ValueError("the critic reads text only; train a policy that sees images with trainer grpo")
         mode = "train" if self.model.training else "eval"
+        if batch.scores.group_size == 1:
+            self._metrics[mode].pop("frac_reward_zero_std", None)  # groups of one have no variance
         local_mask = own_tokens(output)
         mask = self._gathered(local_mask)
         unfinished = self.accelerator.gather(self._unfinished)
