@@ -4,9 +4,9 @@
     python benchmarks/shared_base.py --rounds 5
 
 Memory: bytes of weights (of 4-bit ones with their scales), and by how much resident memory grew by loading and by
-scoring, each way in a process of its own. Time: CPU time of one thread as a multiple of the base's own forward pass over the
-same rows, all modes in turn in one run, the median of the rounds. Weights are random, LoRA is r = 16 on all linear
-layers; late LoRA is on the last 3 of 12 layers.
+scoring, each way in a process of its own. Time: CPU time of one thread as a multiple of the base's own forward pass
+over the same rows, all modes in turn in one run, the median of the rounds. Weights are random, LoRA is r = 16 on all
+linear layers; late LoRA is on the last 3 of 12 layers.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def resident(name: str) -> int:
 
 def memory(way: str, folder: Path, bits: str | None) -> dict[str, int]:
     """Bytes in this process: of weights, by which loading made it grow, and scoring at its peak."""
-    scorers_of("apart1", folder, bits)[0].score_ids(ROWS)  # what the first call of all loads
+    scorers_of("apart1", folder, bits)[0].score_ids(ROWS[:1])  # what the first call of all loads
     trim()
     start = resident("VmRSS")
     scorers = scorers_of(way, folder, bits)
@@ -110,7 +110,7 @@ def memory(way: str, folder: Path, bits: str | None) -> dict[str, int]:
     loaded = resident("VmRSS") - start
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     for scorer in scorers:
-        scorer.score_ids(ROWS)
+        scorer.score_ids(ROWS[:1])
     return {"weights": weight_bytes(scorers), "loaded": loaded, "peak": resident("VmHWM") - start}
 
 
