@@ -38,10 +38,12 @@ def table(title: str) -> list[list[str]]:
 
 
 def test_the_recipe_is_valid(write):
-    first, models, pairs = (Recipe.load(write("readme.yaml", text)) for text in blocks("yaml"))
+    first, models, ppo, pairs, shared = (Recipe.load(write("readme.yaml", text)) for text in blocks("yaml"))
     assert [source.name for source in first.rewards] == ["bleuberi", "accuracy", "length"]
     assert [source.name for source in models.rewards] == ["skywork", "judge", "rewardanything"]
+    assert ppo.trl["critic"] == "adapter"
     assert pairs.pairs.rounds == 3
+    assert shared.share_base
 
 
 def test_the_plugin_is_a_plugin(tmp_path, monkeypatch):

@@ -636,7 +636,7 @@ def test_grpo_trains_on_rewards_of_its_own_base(bases, rewards, tmp_path, quanti
     """The policy moves and nothing else; scores equal those of models loaded apart; checkpoints hold it alone."""
     import os
 
-    from trl_rewards.models import load_scorer as load
+    from trl.trainer.utils import use_adapter
 
     adapters = {kind: rewards["qwen2", kind] for kind in ("late", "full", "head")}
     options = {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": quantized, "beta": 0.1}
@@ -654,10 +654,13 @@ def test_grpo_trains_on_rewards_of_its_own_base(bases, rewards, tmp_path, quanti
     for name, parameter in policy.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), name
+    with use_adapter(policy, None), torch.no_grad():  # TRL's reference
+        reference = load_base(bases["qwen2"], quantized).eval()
+        torch.testing.assert_close(policy.eval()(IDS).logits, reference(IDS).logits, rtol=1e-3, atol=1e-3)
     batch = trainer.last_batch
     texts = [prompt + completion for prompt, completion in zip(*_texts(trainer), strict=True)]
     for column, kind in enumerate(("late", "full")):
-        wanted = load(loading(bases["qwen2"], quantized, adapter=adapters[kind])).score_texts(texts, True)
+        wanted = load_scorer(loading(bases["qwen2"], quantized, adapter=adapters[kind])).score_texts(texts, True)
         assert batch.scores.values[:, column].tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-3), kind
     checkpoint = tmp_path / "checkpoint-2"
     assert sorted(name for name in os.listdir(checkpoint) if (checkpoint / name).is_dir()) == []

@@ -263,19 +263,28 @@ def load_scorer(
         found = load_yes(loading, tokenizer, yes_token, no_token, yes_score)
     else:
         found = load_head(loading, config, head, model_class, output)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    on_cpu = device_of(loading).type == "cpu"
     return Scorer(
         head=found,
         weights=output_weights(output, found.labels, loading.path),
         loading=loading,
         tokenizer=tokenizer,
-        max_length=min(max_length or tokenizer.model_max_length, positions),
+        max_length=longest_text(max_length, config, tokenizer),
         truncate=truncate,
-        token_budget=token_budget or (CPU_BUDGET if on_cpu else BUDGET),
+        token_budget=token_budget or default_budget(loading),
         prefix_reuse=prefix_reuse,
         progress=progress,
     )
+
+
+def longest_text(max_length: int | None, config: Any, tokenizer: Any) -> int:
+    """Tokens that a text may have: `max_length`, or what the tokenizer says, within what the model can read."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    return min(max_length or tokenizer.model_max_length, positions)
+
+
+def default_budget(loading: Loading) -> int:
+    """Padded tokens of one forward pass where nobody said."""
+    return CPU_BUDGET if device_of(loading).type == "cpu" else BUDGET
 
 
 def padded(ids: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

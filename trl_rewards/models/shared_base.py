@@ -26,7 +26,7 @@ from trl_rewards.models.encoding import Truncate
 from trl_rewards.models.heads import Head, Output, output_weights
 from trl_rewards.models.pretrained import Loading, device_of, load_pretrained
 from trl_rewards.models.reward_adapter import KEEPS_BASE, RewardAdapter, read_adapter
-from trl_rewards.models.scorer import BUDGET, CPU_BUDGET, PrefixReuse, Scorer
+from trl_rewards.models.scorer import PrefixReuse, Scorer, default_budget, longest_text
 
 logger = logging.getLogger(__name__)
 
@@ -146,25 +146,29 @@ class SharedBase:
             parts = dict(zip(trunk.order, hidden.split(size, dim=1), strict=True))
             return torch.cat([head(parts[name]) for head, name in zip(heads, names, strict=True)], dim=1)
 
-        tokenizer = members[0].adapter.tokenizer
         outputs = [f"{member.adapter.path} {index}" for member in members for index, _ in enumerate(member.weights)]
-        limit = options.max_length or tokenizer.model_max_length
+        tokenizer = members[0].adapter.tokenizer
         common: dict[str, Any] = {
             "head": Head(self.model, trunk, read, outputs),
-            "loading": self.loading,
-            "tokenizer": tokenizer,
-            "max_length": min(limit, trunk.trunk.config.get_text_config().max_position_embeddings),
+            "max_length": longest_text(options.max_length, trunk.trunk.config, tokenizer),
             "truncate": options.truncate,
-            "token_budget": options.token_budget or (CPU_BUDGET if device_of(self.loading).type == "cpu" else BUDGET),
+            "token_budget": options.token_budget or default_budget(self.loading),
             "prefix_reuse": options.prefix_reuse,
             "progress": options.progress,
             "surrounding": torch.no_grad,  # what inference mode leaves in a model's buffers cannot be trained with
         }
-        group = _Group(Scorer(weights=[1.0] * len(outputs), **common))
+        group = _Group(Scorer(weights=[1.0] * len(outputs), loading=self.loading, tokenizer=tokenizer, **common))
         start = 0
         for member in members:
             columns = slice(start, start + len(member.weights))
-            member.scorer = MemberScorer(weights=member.weights, group=group, columns=columns, **common)
+            member.scorer = MemberScorer(
+                weights=member.weights,
+                loading=replace(self.loading, path=member.adapter.path),
+                tokenizer=member.adapter.tokenizer,
+                group=group,
+                columns=columns,
+                **common,
+            )
             start = columns.stop
 
 
@@ -343,7 +347,7 @@ def _check_policy(model: Any) -> None:
 
 
 def _load_weights(model: Any, name: str, adapter: RewardAdapter) -> None:
-    """RewardError unless the file has exactly the weights that the adapter has on this model."""
+    """Move an adapter's weights into the model. RewardError unless they are the ones that it has there."""
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     sizes, found = (
         {path: tuple(tensor.shape) for path, tensor in weights.items()} for weights in (wanted, adapter.weights)
@@ -355,5 +359,6 @@ def _load_weights(model: Any, name: str, adapter: RewardAdapter) -> None:
             f"{sizes.get(path, 'none')}"
         )
     set_peft_model_state_dict(model, adapter.weights, name)
+    adapter.weights.clear()
     for parameter in adapter_parameters(model, name).values():
         parameter.requires_grad_(False)
