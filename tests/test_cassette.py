@@ -94,6 +94,38 @@ def test_auto_replays_what_is_there_and_records_the_rest(tmp_path):
     assert len(tape.read_text().splitlines()) == 3
 
 
+def test_a_last_line_that_was_torn_off_is_left_out_and_asked_again(tmp_path):
+    tape = tmp_path / "tape.jsonl"
+    with Counting() as server:
+        options = {"endpoint": server.url, "cassette": str(tape), "in_flight": 1}
+        assert scores(["a", "b", "größe"], **options)[0] == [1, 2, 3]
+        whole = tape.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        torn = whole[: -len(lines[-1]) // 2]
+        tape.write_bytes(torn)
+        found, _ = scores(["a", "b", "größe"], cassette=str(tape), cassette_mode="replay")
+        assert found[:2] == [1, 2]
+        assert isinstance(found[2], Failed)
+        assert tape.read_bytes() == torn  # what is only replayed stays as it is
+        assert scores(["a", "b", "größe"], **options)[0] == [1, 2, 4]
+    assert tape.read_bytes().splitlines(keepends=True)[:2] == lines[:2]
+    assert len([json.loads(line) for line in tape.read_text().splitlines()]) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "number"), [(b'{"key": 1}', 2), (b'{"key"\n', 2), (b"words", 2), (b'{"key"\n{}\n', 2)]
+)
+def test_any_other_line_that_is_none_is_refused(tmp_path, line, number):
+    tape = tmp_path / "tape.jsonl"
+    with Counting() as server:
+        scores(["a"], endpoint=server.url, cassette=str(tape))
+    before = tape.read_bytes() + line
+    tape.write_bytes(before)
+    with pytest.raises(RewardError, match=f"line {number} is no request and reply"):
+        scores(["a"], cassette=str(tape))
+    assert tape.read_bytes() == before
+
+
 def test_what_is_not_on_the_cassette_is_a_hole(tmp_path):
     tape = str(tmp_path / "tape.jsonl")
     with ScriptedJudge() as server:

@@ -46,7 +46,14 @@ ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm
 SLOW = {"accuracy", "model"}
 
 
-OBJECTIVES = {"polar": {}}
+OBJECTIVES = {
+    "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
+    "polar": ({}, {}),
+    "regression": (
+        {"scale": [0.0, 4.0], "rank": 0.1},
+        {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
+    ),
+}
 ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 
@@ -74,7 +81,8 @@ def test_rewards_that_are_checked_elsewhere_are(name):
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_objective_keeps_its_contract(name):
-    check_objective(load_objective(name, **OBJECTIVES[name]))
+    options, columns = OBJECTIVES[name]
+    check_objective(load_objective(name, **options), **columns)
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,54 @@ def test_two_processes_equal_stock_trl(groups, run_ranks, policy_path, tmp_path)
         for run in ours:
             for theirs, mine in zip(stock, run, strict=True):
                 assert mine == pytest.approx(theirs, abs=1e-5), name
+
+
+OBJECTIVES = """
+import json, sys
+import accelerate, torch, trl
+from datasets import Dataset
+from trl_rewards import Objective, RewardTrainer
+
+model, folder = sys.argv[1:3]
+
+
+class Centred(Objective):
+    \"\"\"Not a mean over pairs: the batch's mean reward, squared.\"\"\"
+
+    def setup(self, context):
+        self.log_metric = context.log_metric
+
+    def loss(self, batch):
+        everyone = batch.gather(torch.cat([batch.chosen, batch.rejected]))
+        self.log_metric("first_strength", batch.columns["strength"][0])
+        return batch.loss + 10 * everyone.mean() ** 2
+
+    def reads(self):
+        return ("strength",)
+
+
+state = accelerate.PartialState(cpu=True)
+rows = [{"prompt": f"the {noun} ", "chosen": f"sat {i} times", "rejected": f"ran {i}", "strength": float(i)}
+        for i, noun in enumerate(["cat", "dog", "sky", "cat"])]
+args = trl.RewardConfig(
+    folder, per_device_train_batch_size=4 // state.num_processes, max_steps=3, learning_rate=1e-2, logging_steps=1,
+    report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True, max_grad_norm=1e9,
+    train_sampling_strategy="sequential",
+)
+trainer = RewardTrainer(model, args, train_dataset=Dataset.from_list(rows), objective=Centred())
+trainer.train()
+lines = [line for line in trainer.state.log_history if "loss" in line]
+if state.is_main_process:
+    print("RESULT" + json.dumps([[line[key] for key in ("loss", "grad_norm", "first_strength")] for line in lines]))
+"""
+
+
+def test_an_objective_gathers_rows_with_gradient_and_its_metrics_are_averaged(run_ranks, reward_model_path, tmp_path):
+    one, two = (
+        result_of(run_ranks(OBJECTIVES, ranks, reward_model_path, str(tmp_path / str(ranks)))) for ranks in (1, 2)
+    )
+    for alone, together in zip(one, two, strict=True):
+        assert together[:2] == pytest.approx(alone[:2], rel=1e-4)
+        assert alone[0] > 1e-3
+    assert [line[2] for line in one] == [0.0] * 3  # of the first row
+    assert [line[2] for line in two] == [1.0] * 3  # the mean of the first and the third row's

@@ -148,7 +148,7 @@ def test_no_more_than_concurrency_requests_are_under_way():
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status):
     with Server(first_then_fine((status, SOON, {}), (status, SOON, {}))) as server:
-        client = HttpClient(server.url, retries=2)
+        client = HttpClient(server.url, retries=2, first_pause=0.0)
         assert post(client) == [{"fine": True}]
         assert client.metrics() == {"requests": 3, "retries": 2, "failures": 0, "seconds_waited": 0}
         assert client.metrics()["requests"] == 0  # since the last call
@@ -194,9 +194,16 @@ def test_an_answer_that_is_not_json_is_a_failure():
 
 def test_a_server_is_waited_for_as_long_as_it_asks():
     with Server(first_then_fine((429, {"Retry-After": "0.05"}, {}), (503, {"Retry-After": "0.1"}, {}))) as server:
-        client = HttpClient(server.url)
+        client = HttpClient(server.url, first_pause=0.0)
         assert post(client) == [{"fine": True}]
         assert client.metrics()["seconds_waited"] == pytest.approx(0.15)
+
+
+def test_a_server_that_asks_for_no_pause_is_not_hammered():
+    with Server(first_then_fine((429, SOON, {}), (503, SOON, {}))) as server:
+        client = HttpClient(server.url, first_pause=0.02)
+        assert post(client) == [{"fine": True}]
+        assert 0.75 * (0.02 + 0.04) <= client.metrics()["seconds_waited"] <= 1.25 * (0.02 + 0.04)
 
 
 def test_retry_after_may_be_a_number_or_a_date_and_is_capped():
@@ -349,7 +356,7 @@ def test_what_speaks_against_sending_is_asked_before_each_try():
             raise RewardError("no more")
 
     with Server(always(500, SOON)) as server:
-        (error,) = post(HttpClient(server.url), before=stop_at_second)
+        (error,) = post(HttpClient(server.url, first_pause=0.0), before=stop_at_second)
         assert isinstance(error, RewardError)
         assert len(server.seen) == 1
 
@@ -434,7 +441,7 @@ def test_retries_draw_nothing_from_the_global_random_stream():
 
 def test_retries_are_counted_and_not_logged(caplog):
     with Server(first_then_fine((500, SOON, {}))) as server:
-        post(HttpClient(server.url))
+        post(HttpClient(server.url, first_pause=0.0))
     assert [record for record in caplog.records if record.name == "stamina"] == []
 
 

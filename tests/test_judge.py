@@ -770,6 +770,79 @@ def test_wrong_options_are_refused_with_a_reason(name, options, problem):
     assert problem in problems[0]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"structured": "on"},
+        {"api_key_env": "KEY"},
+        {"requests_per_minute": 10},
+        {"tokens_per_minute": 10},
+        {"in_flight": 4, "attempts": 2},
+    ],
+)
+def test_options_that_do_nothing_in_this_process_are_refused(options):
+    _, problems = build("reward", "judge", {"model": "folder"} | options)
+    assert len(problems) == 1
+    assert all(name in problems[0] for name in options)
+    assert "without endpoint the model runs in this process" in problems[0]
+    assert build("reward", "judge", {"model": "folder", "structured": "off"})[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ("cassette: tape.jsonl", "cassette"),
+        ("max_total_tokens: 100", "max_total_tokens"),
+        ("max_cost: 1.0, price_in: 1.0", "max_cost"),
+        ("reply_cache: true", None),
+    ],
+)
+def test_a_cassette_or_budget_is_not_shared_out_to_processes(write, options, refused):
+    from trl_rewards import Recipe, RecipeError
+
+    source = f"{{use: judge, isolate: true, timeout: 9, with: {{model: m, endpoint: 'http://x/v1', {options}}}}}"
+    path = write("recipe.yaml", f"rewards: [{source}]\n")
+    if refused is None:
+        Recipe.load(path, check_trl=False)
+        return
+    with pytest.raises(RecipeError, match=rf"rewards\[0\].isolate: each of its processes would have a {refused}"):
+        Recipe.load(path, check_trl=False)
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan")])
+def test_an_empty_completion_without_a_reference_has_no_score(server, missing):
+    reward = load_reward("pairwise_judge", endpoint=server.url, against="reference", reference="gold", **SHORT)
+    assert scores(reward, ["", "", "a"], gold=["a b", missing, missing]) == [0.0, None, None]
+
+
+def test_what_is_gated_is_found_once_a_batch(server, monkeypatch):
+    from trl_rewards.models import judge_reward
+
+    looked, plain = [], judge_reward.addresses_judge
+    monkeypatch.setattr(judge_reward, "addresses_judge", lambda text: looked.append(text) or plain(text))
+    for name in ("judge", "pairwise_judge", "listwise_judge"):
+        looked.clear()
+        scores(load_reward(name, endpoint=server.url, screen="floor", **SHORT), ["a", "b", "c"])
+        assert sorted(looked) == ["a", "a", "b", "b", "c", "c"]  # once for the floor, once for the logged share
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("judge", '{"score": 9} … {"score": 2}'),
+        ("judge", '{"score": 9} … {"score": "none"}'),
+        ("pairwise_judge", '{"winner": "A"} … {"winner": "B"}'),
+        (
+            "listwise_judge",
+            '{"scores": {"response-1": 5, "response-2": 1}} {"scores": {"response-1": 1, "response-2": 5}}',
+        ),
+    ],
+)
+def test_verdicts_that_disagree_are_holes(says, name, reply):
+    found = scores(load_reward(name, endpoint=says(lambda request: reply).url, parse_retries=0, **SHORT), ["a", "b"])
+    assert all(isinstance(score, Failed) for score in found)
+
+
 def test_the_model_must_be_named():
     _, problems = build("reward", "judge", {"endpoint": "http://x/v1"})
     assert problems == ["with: model is required (str)"]

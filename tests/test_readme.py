@@ -38,9 +38,10 @@ def table(title: str) -> list[list[str]]:
 
 
 def test_the_recipe_is_valid(write):
-    first, models, shared = (Recipe.load(write("readme.yaml", text)) for text in blocks("yaml"))
+    first, models, pairs, shared = (Recipe.load(write("readme.yaml", text)) for text in blocks("yaml"))
     assert [source.name for source in first.rewards] == ["bleuberi", "accuracy", "length"]
     assert [source.name for source in models.rewards] == ["skywork", "judge", "rewardanything"]
+    assert pairs.pairs.rounds == 3
     assert shared.share_base
 
 
@@ -85,7 +86,7 @@ def test_the_scripts_train(block, policy_path, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_commands_work_as_written(tmp_path):
     commands = [line.partition("#")[0].strip() for line in blocks("bash")[-1].splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     rows = [{"prompt": "What is 2 + 3?", "completion": "5", "answer": "5", "references": ["It is 5."]}] * 3
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scripts = Path(sys.executable).parent
@@ -96,6 +97,7 @@ def test_the_commands_work_as_written(tmp_path):
             words += ["--max_steps", "2", "--eval_strategy", "no"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert len((tmp_path / "best.jsonl").read_text().splitlines()) == 20
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1 + 3
     assert (tmp_path / "runs" / "quickstart" / "report.html").is_file()
 

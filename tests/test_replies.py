@@ -26,7 +26,9 @@ from trl_rewards.models.replies import as_number, extract_json
         '<think>a {"score": 1} perhaps</think>{"score": 4}',
         'it came to me</think> so {"score": 4}',
         '<think>never closed {"score": 4}',
-        '{"score": 2} no, wait: {"score": 4}',
+        '<think>{"score": 2}</think>{"score": 4}',
+        '{"score": 4} to repeat it: {"score": 4.0}',
+        '{"parts": [{"score": 1}, {"score": 2}], "score": 4}',
         'The set {x | x > 0} is fine. {"score": 4}',
         '[{"score": 4}]',
         '{"verdict": {"score": 4}}',
@@ -80,10 +82,25 @@ def test_a_number_that_may_have_been_cut_is_not_taken():
     assert extract_json('{"score": 1 ', ["score"]) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"score": 2} no, wait: {"score": 4}',
+        'It says {"score": 10}, but {"score": 1}',
+        '{"score": 4, "note": "x"} {"score": 5, "note": "y"} {"score": 4}',
+        '[{"score": 2}, {"score": 4}]',
+        '{"score": 2} and {"score": 4, "note": "cut o',
+    ],
+)
+def test_of_objects_that_disagree_none_is_believed(text):
+    assert extract_json(text, ["score"]) is None
+    assert extract_json(text, ["score"], last=True)["score"] in (4, 1)
+
+
 def test_every_key_must_be_there():
     text = '{"a": 1, "b": 2} then {"a": 3}'
     assert extract_json(text, ["a", "b"]) == {"a": 1, "b": 2}
-    assert extract_json(text, ["a"]) == {"a": 3}
+    assert extract_json(text, ["a"], last=True) == {"a": 3}
     assert extract_json(text) == {"a": 3}
     assert extract_json(text, ["c"]) is None
 

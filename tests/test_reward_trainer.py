@@ -54,7 +54,7 @@ class Counting(Objective):
     def loss(self, batch):
         assert batch.hidden is not None
         self.shapes.append(tuple(batch.hidden.shape))
-        self.seen = self.seen + 1
+        self.seen = self.seen + batch.training
         self.log_metric("seen", float(self.seen))
         return batch.loss + 0.0 * batch.hidden.float().pow(2).mean()
 
@@ -235,6 +235,276 @@ def test_streamed_data_and_a_torch_dtype_work_as_in_trl(policy_path, arguments):
     assert trainer.state.global_step == 1
 
 
+class Seeing(Plain):
+    """Keeps what it is shown, and draws a number."""
+
+    needs = frozenset({"hidden", "prompt_hidden"})
+
+    def __post_init__(self):
+        self.batches, self.drawn = [], []
+
+    def attach(self, model, tokenizer, fresh):
+        self.model, self.tokenizer = model, tokenizer
+        return []
+
+    def loss(self, batch):
+        self.batches.append(batch)
+        self.drawn.append(torch.rand(1, generator=batch.generator).item())
+        return batch.loss
+
+
+def test_an_objective_sees_tokens_prompts_steps_and_its_own_random_numbers(reward_model_path, arguments, tmp_path):
+    from trl_rewards import RewardTrainer
+    from trl_rewards.maths import shared_prefix
+
+    args = arguments(save_strategy="steps", save_steps=2, disable_dropout=True)
+    whole = Seeing()
+    fit(RewardTrainer, reward_model_path, args, objective=whole)
+    first = whole.batches[0]
+    assert [(batch.step, batch.max_steps, batch.training) for batch in whole.batches[:2]] == [
+        (0, 4, True),
+        (1, 4, True),
+    ]
+    assert first.mask.sum(dim=1).tolist() == [(row != whole.tokenizer.pad_token_id).sum() for row in first.ids]
+    texts = whole.tokenizer.batch_decode(first.ids, skip_special_tokens=True)
+    assert all("sat" in text for text in texts[:3])
+    assert all("ran" in text for text in texts[3:])
+    torch.testing.assert_close(first.outputs[:, 0], torch.cat([first.chosen, first.rejected]))
+    prompt = whole.tokenizer.decode(first.ids[0, : shared_prefix(first.ids, first.mask)[0]])
+    assert texts[0].startswith(prompt)
+    assert prompt.startswith("the ")
+    torch.testing.assert_close(first.prompt_hidden[:3], first.prompt_hidden[3:])  # of the same prompts
+    assert (first.prompt_hidden - first.hidden).abs().max() > 1e-3
+    resumed = Seeing()
+    fit(RewardTrainer, reward_model_path, args, resume=str(tmp_path / "run" / "checkpoint-2"), objective=resumed)
+    assert resumed.drawn[-2:] == whole.drawn[-2:]
+    assert len(set(whole.drawn)) == 4
+
+
+def test_the_scored_position_is_the_model_s_also_where_the_end_is_the_padding(reward_model_path, arguments, caplog):
+    from trl_rewards import RewardTrainer
+
+    objective = Seeing()
+    args = arguments(max_steps=1, pad_token="<|im_end|>", learning_rate=0.0)
+    fit(RewardTrainer, reward_model_path, args, objective=objective)
+    (batch,) = objective.batches
+    assert "also ends texts" in caplog.text
+    scores = objective.model.score(batch.hidden)[:, 0]
+    torch.testing.assert_close(scores, torch.cat([batch.chosen, batch.rejected]))
+
+
+def test_an_evaluation_leaves_the_random_numbers_of_training_alone(reward_model_path, arguments):
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    drawn = []
+    for strategy in ("no", "steps"):
+        objective = Seeing()
+        args = arguments(max_steps=2, eval_strategy=strategy, eval_steps=1)
+        fit(RewardTrainer, reward_model_path, args, objective=objective, eval_dataset=Dataset.from_list(ROWS))
+        drawn.append(
+            [number for number, batch in zip(objective.drawn, objective.batches, strict=True) if batch.training]
+        )
+    assert drawn[0] == drawn[1]
+    assert (
+        len({number for number, batch in zip(objective.drawn, objective.batches, strict=True) if not batch.training})
+        == 1
+    )
+
+
+def test_the_model_can_be_run_again_with_another_dropout(reward_model_path, arguments):
+    from trl_rewards import RewardTrainer
+
+    class Twice(Objective):
+        """Looks at how far two runs differ."""
+
+        def loss(self, batch):
+            second = batch.again()
+            self.apart = (second.chosen - batch.chosen).abs().max().item()
+            assert second.loss is batch.loss
+            return batch.loss + 0.1 * (second.chosen - batch.chosen).square().mean()
+
+    for dropout in (0.0, 0.5):
+        objective = Twice()
+        args = arguments(max_steps=1, disable_dropout=False, model_init_kwargs={"attention_dropout": dropout})
+        fit(RewardTrainer, reward_model_path, args, objective=objective)
+        assert (objective.apart > 1e-4) == (dropout > 0)
+
+
+def test_missing_numbers_of_a_column_are_nan(reward_model_path, arguments):
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    rows = [row | {"strength": None if row["prompt"] == "the cat " else row["strength"]} for row in ROWS]
+    trainer = RewardTrainer(
+        model=reward_model_path, args=arguments(), train_dataset=Dataset.from_list(rows), objective=Weighted()
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert batch["objective_columns"]["strength"].isnan().tolist() == [True] * 4 + [False] * 8
+
+
+class TwoHeads(Objective):
+    """Two outputs, of which the reward is a mixture; the first learns the pairs, the second their opposite."""
+
+    def outputs(self):
+        return ("help", "harm")
+
+    def reward(self, outputs, prompt_hidden):
+        return outputs[:, 0] - 0.5 * outputs[:, 1]
+
+    def loss(self, batch):
+        mixture = batch.outputs[:, 0] - 0.5 * batch.outputs[:, 1]
+        torch.testing.assert_close(mixture, torch.cat([batch.chosen, batch.rejected]))
+        wanted = -torch.nn.functional.logsigmoid(batch.chosen - batch.rejected).mean()
+        torch.testing.assert_close(batch.loss, wanted)
+        return batch.loss + batch.outputs[:, 1].square().mean()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_several_outputs_are_trained_and_read_by_model(policy_path, arguments, tmp_path, lora):
+    from peft import LoraConfig
+
+    from trl_rewards import RewardTrainer, load_reward
+
+    adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]) if lora else None
+    args = arguments(learning_rate=0.01)
+    trainer, lines = fit(RewardTrainer, policy_path, args, objective=TwoHeads(), peft_config=adapter)
+    assert lines[-1]["accuracy"] > lines[0]["accuracy"] or lines[-1]["margin"] > lines[0]["margin"]
+    trainer.save_model(str(tmp_path / "run"))
+    trainer.model.eval()
+    text = "the cat sat 2 times"
+    with torch.no_grad():
+        wanted = trainer.model(**trainer.processing_class(text, return_tensors="pt")).logits[0].tolist()
+    assert abs(wanted[0] - wanted[1]) > 0.01
+    for index, name in enumerate([0, 1] if lora else ["help", "harm"]):
+        reward = load_reward("model", path=str(tmp_path / "run"), dtype="float32", output=name)
+        assert reward(prompts=["the cat "], completions=["sat 2 times"]) == pytest.approx([wanted[index]], abs=1e-4)
+    with pytest.raises(RewardError, match="has 2 outputs"):
+        load_reward("model", path=str(tmp_path / "run"), dtype="float32")(prompts=["a"], completions=["b"])
+
+
+def test_what_the_caller_gave_stays_as_it_is(policy_path, arguments):
+    from peft import LoraConfig
+
+    from trl_rewards import RewardTrainer
+
+    given = {"dtype": "float32", "attn_implementation": "eager"}
+    args = arguments(max_steps=1, model_init_kwargs=given)
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
+    before = lora.to_dict()
+    trainer, _ = fit(RewardTrainer, policy_path, args, objective=Marked(), peft_config=lora)
+    assert args.model_init_kwargs == {"dtype": "float32", "attn_implementation": "eager"}
+    assert trainer.args is args
+    assert trainer.model.config._attn_implementation == "eager"
+    assert lora.to_dict() == before
+
+
+def test_num_labels_is_the_objective_s(reward_model_path, arguments):
+    from transformers import AutoModelForSequenceClassification
+
+    from trl_rewards import RewardTrainer
+
+    with pytest.raises(ValueError, match="num_labels 2 is not the objective's number of outputs, 1"):
+        fit(RewardTrainer, reward_model_path, arguments(model_init_kwargs={"num_labels": 2}), objective=Plain())
+    fit(
+        RewardTrainer,
+        reward_model_path,
+        arguments(max_steps=1, model_init_kwargs={"num_labels": 1}),
+        objective=Plain(),
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model_path)
+    with pytest.raises(ValueError, match="the model has 1 outputs, and objective 'twoheads' needs 2"):
+        fit(RewardTrainer, model, arguments(), objective=TwoHeads())
+
+
+def test_tokenising_uses_as_many_processes_as_trl_s(policy_path, arguments, monkeypatch):
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    seen, plain_map = [], Dataset.map
+
+    def counted(self, function, *rest, num_proc=None, **options):
+        seen.append((function, num_proc))
+        return plain_map(self, function, *rest, **options)
+
+    monkeypatch.setattr(Dataset, "map", counted)
+    rows = Dataset.from_list(ROWS)
+    RewardTrainer(policy_path, arguments(dataset_num_proc=3), train_dataset=rows, objective=Marked())
+    assert [num_proc for function, num_proc in seen if getattr(function, "__name__", "") == "_tokenized"] == [3]
+
+
+class Gated(Objective):
+    """A gate of its own on the model, which weighs two outputs by the prompt."""
+
+    needs = frozenset({"prompt_hidden"})
+
+    def outputs(self):
+        return ("one", "other")
+
+    def attach(self, model, tokenizer, fresh):
+        torch.manual_seed(0)
+        model.gate = torch.nn.Linear(model.config.hidden_size, 2)
+        self.model = model
+        return []
+
+    def reward(self, outputs, prompt_hidden):
+        return (self.model.gate(prompt_hidden.float()).softmax(dim=1) * outputs).sum(dim=1)
+
+    def loss(self, batch):
+        return batch.loss
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_module_that_an_objective_puts_on_the_model_is_trained_and_saved(policy_path, arguments, tmp_path, lora):
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    from trl_rewards import RewardTrainer
+
+    adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]) if lora else None
+    trainer, _ = fit(RewardTrainer, policy_path, arguments(learning_rate=0.01), objective=Gated(), peft_config=adapter)
+    trainer.save_model(str(tmp_path / "run"))
+    file, prefix = ("adapter_model", "base_model.model.") if lora else ("model", "")
+    saved = load_file(tmp_path / "run" / f"{file}.safetensors")[f"{prefix}gate.weight"]
+    torch.manual_seed(0)
+    assert (saved - torch.nn.Linear(32, 2).weight).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full", "lora", "lora bf16", "4bit"])
+def test_a_trained_score_head_is_reloaded_bit_for_bit(policy_path, arguments, tmp_path, how):
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    from trl_rewards import RewardTrainer, load_reward
+
+    dtype = "float32" if how in ("full", "lora") else "bfloat16"
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    trainer, _ = fit(
+        RewardTrainer,
+        policy_path,
+        arguments(learning_rate=0.01, model_init_kwargs={"dtype": dtype}),
+        objective=Plain(),
+        peft_config=None if how == "full" else LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]),
+        quantization_config=quantized if how == "4bit" else None,
+    )
+    trainer.save_model(str(tmp_path / "run"))
+    (head,) = [weight for name, weight in trainer.model.named_parameters() if "score" in name and weight.requires_grad]
+    texts = [row["prompt"] + row["chosen"] for row in ROWS]
+    trainer.model.eval()
+    with torch.no_grad():
+        wanted = [trainer.model(**trainer.processing_class(text, return_tensors="pt")).logits.item() for text in texts]
+    reward = load_reward("model", path=str(tmp_path / "run"), dtype=dtype, load_in_4bit=how == "4bit")
+    found = reward(prompts=[""] * len(texts), completions=texts)
+    assert torch.equal(reward._scorer.head.read.weight, head.float())
+    spread = max(wanted) - min(wanted)
+    assert spread > 0.02
+    assert found == pytest.approx(wanted, abs=1e-4 if dtype == "float32" else 0.1 * spread)
+
+
 def test_a_wrong_model_is_named(arguments, tmp_path):
     from trl_rewards import RewardTrainer
 
@@ -360,6 +630,7 @@ def test_missing_columns_are_said_before_the_model_is_loaded(recipe):
 
 def test_the_kit_checks_objectives():
     check_objective(Weighted(), strength=[1.0, 2.0, 0.5])
+    check_objective(TwoHeads())
 
     class Sign(Objective):
         """Wrong way round."""
@@ -373,6 +644,24 @@ def test_the_kit_checks_objectives():
         def loss(self, batch):
             return batch.loss.detach()
 
+    class Remembering(Objective):
+        """Counts evaluations too."""
+
+        def __post_init__(self):
+            self.seen = 0
+
+        def loss(self, batch):
+            self.seen += 1
+            return batch.loss
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    with pytest.raises(AssertionError, match="changes its state"):
+        check_objective(Remembering())
     with pytest.raises(AssertionError, match="raise the chosen"):
         check_objective(Sign())
     with pytest.raises(AssertionError, match="gradient"):

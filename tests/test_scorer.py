@@ -524,6 +524,33 @@ def test_a_row_that_does_not_fit_is_a_hole_where_others_fit(saved):
     assert found.token_budget == 100
 
 
+def test_threads_take_turns(saved):
+    import threading
+
+    model = scorer(saved("qwen2"), token_budget=8, prefix_reuse="off")
+    rows, inside, most = random_rows([5, 6, 7, 8]), [], []
+    second, plain = threading.Event(), model.head.read
+
+    def read(hidden):
+        inside.append(threading.current_thread().name)
+        most.append(len(set(inside)))
+        second.wait(0.05)  # a chance for the other thread to come in
+        inside.remove(threading.current_thread().name)
+        return plain(hidden)
+
+    wanted = model.score_ids(rows)
+    model.head = model.head._replace(read=read)
+    found = {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: model.score_ids(rows)})) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(3), wanted)
+    assert len(most) >= 12
+    assert max(most) == 1
+
+
 def test_nothing_but_the_hidden_states_is_kept_of_a_batch(saved):
     found = scorer(saved("yes"), head="yes", yes_token="the", no_token="cat")
     calls = []

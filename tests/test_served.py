@@ -157,14 +157,16 @@ def test_a_failed_chunk_fails_its_own_rows_alone(serve):
         return (500, "boom") if "bad" in body["input"] else REPLIES["lmdeploy"](body)
 
     server = serve(answer)
-    found = scores(ServedScorer(server.url, "lmdeploy", chunk_size=2, attempts=2), ["a", "ab", "bad", "b", "abc"])
+    found = scores(
+        ServedScorer(server.url, "lmdeploy", chunk_size=2, attempts=2, first_pause=0.0), ["a", "ab", "bad", "b", "abc"]
+    )
     assert [found[0], found[1], found[4]] == [1.0, 2.0, 3.0]
     assert all(isinstance(score, Failed) and "500" in score.reason for score in found[2:4])
 
 
 def test_a_server_that_always_fails_is_asked_8_times_and_gives_no_score(serve):
     server = serve(lambda path, body: (503, "loading"))
-    (found,) = scores(ServedScorer(server.url, "sglang"), ["a"])
+    (found,) = scores(ServedScorer(server.url, "sglang", first_pause=0.0), ["a"])
     assert isinstance(found, Failed)
     assert "503" in found.reason
     assert len(server.requests) == 8
@@ -296,6 +298,42 @@ def test_a_server_that_cannot_be_right_is_refused(serve, dialect, answer, said):
     server = serve(lambda path, body: answer(body))
     with pytest.raises(RewardError, match=said):
         ServedScorer(server.url, dialect, attempts=1).check("one text", "another text")
+
+
+@pytest.mark.parametrize(("off", "refused"), [(1.0, False), (9.0, True)])
+def test_a_server_may_be_off_by_a_twentieth_of_what_tells_inputs_apart(serve, off, refused):
+    """Scores of 10 and 110: 5 % of the difference is 5, and 1 % of the score a tenth."""
+    server = serve(
+        lambda path, body: entries(
+            [(10.0 if item == "one" else 110.0) + off * (len(body["input"]) == 1) for item in body["input"]]
+        )
+    )
+    scorer = ServedScorer(server.url, "lmdeploy")
+    if refused:
+        with pytest.raises(RewardError, match="different scores for the same input"):
+            scorer.check("one", "other")
+    else:
+        scorer.check("one", "other")
+
+
+def test_a_deadline_keeps_the_chunks_that_are_finished(serve):
+    server = serve(lambda path, body: None if "slow" in body["input"] else REPLIES["lmdeploy"](body))
+    scorer = ServedScorer(server.url, "lmdeploy", chunk_size=1)
+
+    async def until(others):
+        task = asyncio.ensure_future(scorer.score(["a", "slow", "abc"] if others else ["slow"]))
+        while len(server.requests) < (3 if others else 4) or scorer._client._breaker._last_success < 0:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # for the answers to be read
+        task.cancel()
+        return await task
+
+    first, late, third = asyncio.run(until(others=True))
+    assert [first, third] == [1.0, 3.0]
+    assert isinstance(late, Failed)
+    assert late.status == "timeout"
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(until(others=False))
 
 
 def test_a_server_that_changes_its_mind_is_refused(serve):

@@ -25,9 +25,11 @@ from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
     from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
+    from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
+    from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
     from trl_rewards.trainers.ppo import PPOTrainer
     from trl_rewards.trainers.ppo_config import PPOConfig
@@ -45,6 +47,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "PairOptions": "pairs",
+    "DPOTrainer": "trainers.dpo",
     "GRPOTrainer": "trainers.grpo",
     "PPOConfig": "trainers.ppo_config",
     "PPOTrainer": "trainers.ppo",
@@ -56,11 +60,13 @@ __all__ = [
     "Advantage",
     "Combiner",
     "Context",
+    "DPOTrainer",
     "Failed",
     "GRPOTrainer",
     "Objective",
     "PPOConfig",
     "PPOTrainer",
+    "PairOptions",
     "Pipeline",
     "PluginError",
     "Preferences",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_mean
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -122,6 +122,103 @@ def score(
 
     quieten_libraries()
     print(score_file(config, context.args, data, out, split, completion, batch_size))
+
+
+@app.command(context_settings=_OVERRIDES)
+def bon(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="recipe whose rewards, and `dataset:`, to use")],
+    prompts: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset with prompts")],
+    out: Annotated[Path, typer.Option(help=".jsonl or .parquet file to write")],
+    model: Annotated[str, typer.Option(help="policy: folder, bundled: or Hub name; default: the recipe's")] = "",
+    n: Annotated[int, typer.Option(help="candidates per prompt")] = 8,
+    format: Annotated[str, typer.Option(help="bon, pairs, sft or kto")] = "bon",
+    split: str = "train",
+    limit: Annotated[int | None, typer.Option(help="prompts at most")] = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: every token")] = 0,
+    max_new_tokens: int = 512,
+    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    seed: int = 0,
+    select: Annotated[str, typer.Option(help="pairs: best_worst, best_random or all")] = "best_worst",
+    min_margin: Annotated[float, typer.Option(help="pairs: the smallest difference of totals")] = 0.0,
+    max_pairs: Annotated[int | None, typer.Option(help="pairs: per prompt, with --select all")] = None,
+    length_ratio: Annotated[float | None, typer.Option(help="pairs: longer over shorter, at most")] = None,
+    choose_truncated: Annotated[bool, typer.Option(help="pairs: cut completions may be chosen")] = False,
+    minimum: Annotated[float | None, typer.Option(help="sft: the lowest total that is kept")] = None,
+    threshold: Annotated[float | None, typer.Option(help="kto: the lowest total with label true")] = None,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    trust_remote_code: bool = False,
+    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+) -> None:
+    """Sample n answers per prompt and score them with a recipe's rewards: best of n, pairs, SFT or KTO data.
+
+    Goes on where it stopped when the same command is given again.
+    """
+    from trl_rewards.bon import BestOf, best_of_n
+    from trl_rewards.models.pretrained import Loading
+    from trl_rewards.pairs import Sampling, Selection
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    words = {"format": format, "select": select, "backend": backend, "dtype": dtype}
+    found: Any = {name: _one_of(name, word) for name, word in words.items()}
+    try:
+        options = BestOf(
+            prompts=prompts,
+            split=split,
+            limit=limit,
+            n=n,
+            sampling=Sampling(
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                batch_tokens=batch_tokens,
+            ),
+            seed=seed,
+            format=found["format"],
+            selection=Selection(
+                select=found["select"],
+                min_margin=min_margin,
+                max_pairs=max_pairs,
+                length_ratio=length_ratio,
+                choose_truncated=choose_truncated,
+            ),
+            minimum=minimum,
+            threshold=threshold,
+            backend=found["backend"],
+        )
+    except ValueError as error:
+        raise RecipeError([str(error)], "trl-rewards bon") from error
+    loading = Loading(
+        path=model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        quantization="4bit" if load_in_4bit else None,
+        trust_remote_code=trust_remote_code,
+    )
+    print(best_of_n(config, context.args, options, loading, out))
+
+
+_WORDS = {
+    "format": ("bon", "pairs", "sft", "kto"),
+    "select": ("best_worst", "best_random", "all"),
+    "backend": ("transformers", "vllm"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+def _one_of(option: str, word: str) -> str:
+    if word not in _WORDS[option]:
+        hint = did_you_mean(word, _WORDS[option])
+        raise RecipeError([f"--{option}: must be one of {', '.join(_WORDS[option])}, got {word!r}{hint}"])
+    return word
 
 
 @app.command()

@@ -100,6 +100,12 @@ class Reward(Component):
         """`score` for sources that wait for a network. If a subclass defines it, it is used instead of `score`."""
         raise NotImplementedError
 
+    def check_running(self, running: Mapping[str, Any]) -> None:
+        """ValueError, beginning with the key, if it cannot be run as a recipe says: `timeout`, `isolate`, ….
+
+        `running` holds the keys that the recipe sets.
+        """
+
     def is_async(self) -> bool:
         """Whether `ascore` is the method to call."""
         return type(self).ascore is not Reward.ascore
@@ -238,8 +244,16 @@ class Advantage(Component):
         return advantages + batch.values
 
 
+def _alone(rows: Tensor) -> Tensor:
+    """What one process gathers: its own rows."""
+    return rows
+
+
 class Preferences(NamedTuple):
-    """B preference pairs as the reward model in training scored them, on this process."""
+    """B preference pairs as the reward model in training scored them, on this process.
+
+    Where rows come as (2B, …), the chosen answers are the first B.
+    """
 
     chosen: Tensor
     """(B,) float32 rewards, with gradient."""
@@ -248,29 +262,65 @@ class Preferences(NamedTuple):
     loss: Tensor
     """() TRL's own loss: Bradley-Terry, with `margin` and `center_rewards_coefficient` where they are set."""
     columns: Mapping[str, Any]
-    """The columns that the objective reads: (B,) float32 tensors of numbers, else lists of length B."""
+    """The columns that the objective reads, a margin too: (B,) float32 tensors of numbers, NaN where there is none;
+    else lists of length B."""
     hidden: Tensor | None = None
-    """(2B, H) what the score head sees at the scored position, chosen rows first; for objectives that need it."""
+    """(2B, H) what the score head sees at the scored position; for objectives that need it."""
+    prompt_hidden: Tensor | None = None
+    """(2B, H) the same at the last token that the two rows of a pair share, which has seen the prompt alone; for
+    objectives that need it."""
+    outputs: Tensor | None = None
+    """(2B, K) float32, all outputs of the model, with gradient; K is 1 unless the objective names more."""
+    ids: Tensor | None = None
+    """(2B, T) token ids of prompt and answer, padded on the right."""
+    mask: Tensor | None = None
+    """(2B, T) 1 where a token is none of the padding; its sums are lengths in tokens, and `shared_prefix` of
+    `trl_rewards.maths` tells where the answers begin to differ."""
+    step: int = 0
+    """Optimiser steps done, of `max_steps`."""
+    max_steps: int = 0
+    training: bool = True
+    """False while evaluating, when the objective's state must stay as it is."""
+    generator: Any = None
+    """torch.Generator on the CPU of this process and run. Checkpoints keep it; an evaluation has one of its own."""
+    gather: Callable[[Tensor], Tensor] = _alone
+    """(B, …) -> (B · processes, …): all processes' rows, in their order and with gradient, for statistics over the
+    batch. All of them must call it alike. Batches whose gradients are accumulated stay apart."""
+    again: Callable[[], Preferences] | None = None
+    """Runs the model on the same rows once more, such as with another dropout (`disable_dropout: false`)."""
 
 
 class Objective(Component):
     """What a reward model learns from preference pairs, inside TRL's RewardTrainer.
 
     The model is run once per batch, by TRL; TRL logs accuracy and margin of the pairs whatever the objective is.
-    Statistics over the batch are those of one process's micro-batch, and metrics that it logs those of the first
-    process, unless the objective gathers them itself.
+    `setup` gives it `context.log_metric`, whose values are averaged over the processes that logged any. Statistics
+    over a batch are those of one process's micro-batch unless it calls `Preferences.gather`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """{"hidden"}: fields of Preferences that cost something and are only there on demand."""
+    """Of {"hidden", "prompt_hidden"}: fields of Preferences that are only there on demand."""
     own_loss: ClassVar[bool] = False
     """It does not use `Preferences.loss`: `center_rewards_coefficient` and a column `margin` are refused with it."""
+
+    def outputs(self) -> Sequence[str]:
+        """Names of the model's outputs, K of them. A full model keeps the names for `use: model` with `output:`; with
+        LoRA they go by their index there."""
+        return ("reward",)
+
+    def reward(self, outputs: Tensor, prompt_hidden: Tensor | None) -> Tensor:
+        """(N, K), (N, H) -> (N,): the reward that TRL logs and compares. By default the first output.
+
+        `prompt_hidden` is None unless it is in `needs`.
+        """
+        return outputs[:, 0]
 
     def attach(self, model: Any, tokenizer: Any, fresh: Sequence[str]) -> list[int]:
         """Make the model and its tokenizer ready, before LoRA is put on and the data are tokenised.
 
         `fresh`: names of weights that the checkpoint lacks, such as a new score head's. Returns ids of tokens that
-        were added to the vocabulary; with LoRA their embeddings are trained too.
+        were added to the vocabulary; with LoRA their embeddings are trained too, and so are modules that it puts on
+        the model (`model.gate = …`). LoRA has copies in their place: keep the model, and take them from it each time.
         """
         return []
 

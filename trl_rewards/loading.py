@@ -111,8 +111,8 @@ def options_of(cls: Any) -> list[dataclasses.Field]:
     return [option for option in dataclasses.fields(cls) if option.init]
 
 
-def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
-    """Every problem with the options of a component: unknown, missing, or of the wrong type."""
+def check_options(cls: type, options: dict[str, Any]) -> list[str]:
+    """Every problem with the options of a component, or another dataclass: unknown, missing, or of the wrong type."""
     import pydantic
 
     known = {option.name: option for option in options_of(cls)}
@@ -137,7 +137,7 @@ def check_options(cls: type[Component], options: dict[str, Any]) -> list[str]:
     return problems
 
 
-def option_types(cls: type[Component]) -> dict[str, Any]:
+def option_types(cls: type) -> dict[str, Any]:
     """The type of each field; a name that a module imports for type checkers only stands for any."""
     unknown: dict[str, Any] = {}
     while True:

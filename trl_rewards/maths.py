@@ -84,3 +84,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         next_value = values[:, t].where(kept[:, t], next_value)
         advantages[:, t] = found.where(kept[:, t], advantages[:, t])
     return advantages
+
+
+def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
+    """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
+    (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
+    return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)

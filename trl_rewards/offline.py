@@ -14,7 +14,7 @@ from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe
-from trl_rewards.samples import Samples
+from trl_rewards.samples import Samples, as_completion
 
 _STATUS = ("ok", "abstained", "failed", "timeout")
 
@@ -86,7 +86,7 @@ def _score_rows(
     for size in sorted({len(group) for group in groups} - {0}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
         repeated = [rows[index] for index in members for _ in range(size)]
-        completions = [_as_completion(text, rows[index]["prompt"]) for index in members for text in groups[index]]
+        completions = [as_completion(text, rows[index]["prompt"]) for index in members for text in groups[index]]
         samples = Samples(
             prompts=[row["prompt"] for row in repeated],
             completions=completions,
@@ -104,13 +104,6 @@ def _score_rows(
 
 def _is_group(value: Any) -> bool:
     return isinstance(value, list) and not (value and isinstance(value[0], dict))
-
-
-def _as_completion(value: Any, prompt: Any) -> Any:
-    """Chat prompts have chat completions, whatever the file's column holds."""
-    if isinstance(value, str) and not isinstance(prompt, str):
-        return [{"role": "assistant", "content": value}]
-    return value if isinstance(value, list) else "" if value is None else str(value)
 
 
 def _lines(pipeline: Pipeline, batch: RewardBatch) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `objective`, `share_base`, `dataset` and
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `dataset` and
 `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig`
 and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
 """
@@ -25,12 +25,24 @@ from yaml.constructor import ConstructorError
 
 from trl_rewards.components import Advantage, TokenReward
 from trl_rewards.errors import RecipeError, did_you_mean
-from trl_rewards.loading import build
+from trl_rewards.loading import build, check_options
+from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
-OWN_KEYS = ("trainer", "rewards", "combine", "shape", "advantage", "objective", "share_base", "dataset", "base_dir")
+OWN_KEYS = (
+    "trainer",
+    "rewards",
+    "combine",
+    "shape",
+    "advantage",
+    "pairs",
+    "objective",
+    "share_base",
+    "dataset",
+    "base_dir",
+)
 BASE_KEYS = ("model_revision", "load_in_4bit", "load_in_8bit", "dtype")
 """TRL's keys that say how the policy's base is loaded."""
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
@@ -60,6 +72,7 @@ TRAINERS = {
         frozenset({"mask", "token_rewards", "values", "logps", "ref_logps"}),
         advantage="gae",
     ),
+    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
     "reward": TrainerKind("trl:RewardConfig", ("objective",)),
 }
 
@@ -116,6 +129,8 @@ class Recipe:
     combine: Spec
     shape: list[Spec]
     advantage: Spec | None
+    pairs: PairOptions | None
+    """None where the trainer learns from no pairs."""
     objective: Spec | None
     dataset: DatasetSpec
     trl: dict[str, Any]
@@ -172,7 +187,7 @@ class Recipe:
         if self.trains_policy:
             parts += [f"rewards:{sources}", f"combine:{self.combine}"]
             parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
-            parts += [f"advantage:{self.advantage or 'trl'}"]
+            parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
@@ -419,6 +434,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         combine=_parse_spec(raw.get("combine", "weighted_sum"), "combine", problems) or Spec("weighted_sum"),
         shape=_parse_shape(raw.get("shape"), "shape", problems),
         advantage=_parse_advantage(raw.get("advantage"), trainer, problems),
+        pairs=_parse_pairs(raw.get("pairs"), problems) if trainer == "dpo" else None,
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -549,6 +565,27 @@ def _parse_shape(entries: Any, path: str, problems: list[str]) -> list[Spec]:
     return [spec for spec in parsed if spec]
 
 
+def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
+    if entry is not None and not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(f"pairs: must be a mapping of options, got {entry!r}")
+        return PairOptions()
+    options = {name: value for name, value in (entry or {}).items() if value is not None}
+    found = [problem.replace("with", "pairs", 1) for problem in check_options(PairOptions, options)]
+    if not found:
+        try:
+            return PairOptions(**options)
+        except ValueError as error:
+            found = [f"pairs: {error}"]
+    problems += found
+    return PairOptions()
+
+
+def _pairs_text(pairs: PairOptions) -> str:
+    """The options that are not the defaults."""
+    set_ = {name: value for name, value in vars(pairs).items() if value != getattr(PairOptions(), name)}
+    return ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(set_.items())) or "best_worst"
+
+
 def _parse_dataset(entry: Any, problems: list[str]) -> DatasetSpec:
     if entry is None:
         return DatasetSpec()
@@ -595,6 +632,11 @@ def check_components(recipe: Recipe) -> list[str]:
             problems += _check_sharing_source(source, recipe)
         for step, spec in enumerate(source.shape):
             make("shaper", spec, f"{path}.shape[{step}]")
+        if reward is not None:
+            try:
+                reward.check_running(source.running)
+            except ValueError as error:
+                problems.append(f"{path}.{error}")
         if reward is not None and source.running.get("cache"):
             if reward.scope == "group":
                 problems.append(f"{path}.cache: {source.name!r} scores whole groups, whose scores are not kept")
@@ -614,7 +656,7 @@ def check_components(recipe: Recipe) -> list[str]:
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         make("shaper", spec, f"shape[{step}]")
-    if recipe.advantage and recipe.trainer in TRAINERS:
+    if recipe.advantage and recipe.trainer in TRAINERS and "advantage" in TRAINERS[recipe.trainer].keys:
         advantage = make("advantage", recipe.advantage, "advantage")
         if advantage is not None:
             problems += _check_advantage(advantage, recipe)
@@ -723,6 +765,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
             f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
         )
+    if recipe.pairs is not None:
+        problems += refused_arguments(recipe.trl)
     if not problems:
         try:
             parse_trl(recipe)

@@ -50,6 +50,10 @@ class RunRecorder(TrainerCallback):
         self._rows = rows
         self._kept: RewardBatch | None = None
 
+    def step(self, state) -> int:
+        """Optimiser steps of the run."""
+        return state.global_step
+
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
@@ -57,9 +61,9 @@ class RunRecorder(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         self._kept = None
         for file in (folder / METRICS, folder / SAMPLES):
-            if state.global_step > 0 and file.exists():
+            if self.step(state) > 0 and file.exists():
                 lines, _ = read_lines(file)
-                _write_lines(file, [line for line in lines if line["step"] <= state.global_step])
+                _write_lines(file, [line for line in lines if line["step"] <= self.step(state)])
             else:
                 file.unlink(missing_ok=True)
 
@@ -68,14 +72,14 @@ class RunRecorder(TrainerCallback):
             return
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_lines(folder / METRICS, [{"step": state.global_step, **logs}], "a")
+        _write_lines(folder / METRICS, [{"step": self.step(state), **logs}], "a")
         batch = self._trainer.last_batch
         # A log may come before another batch was scored: during an evaluation, or when a batch serves several steps.
         if batch is None or batch is self._kept:
             return
         self._kept = batch
         mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        lines = sample_lines(batch, self._trainer.last_advantages, state.global_step, mode, self._rows)
+        lines = sample_lines(batch, self._trainer.last_advantages, self.step(state), mode, self._rows)
         _write_lines(folder / SAMPLES, lines, "a")
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -85,6 +89,33 @@ class RunRecorder(TrainerCallback):
             logger.info("report: %s", write_report(args.output_dir))
         except Exception:  # the run is done and saved; a plot must not make it look failed
             logger.warning("no report was written; `write_report(%r)` tries again", args.output_dir, exc_info=True)
+
+
+class RoundRecorder(RunRecorder):
+    """A recorder of a trainer that trains in rounds: steps go on counting over them.
+
+    The trainer also offers `steps_before` and `measures`.
+    """
+
+    _begun = False
+
+    def step(self, state) -> int:
+        return self._trainer.steps_before + state.global_step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not self._begun:
+            self._begun = True
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.on_train_begin(args, state, control)  # the first log comes before the first round's training
+        super().on_log(args, state, control, logs, **kwargs)
+        if "eval_reward" in (logs or {}) and self.step(state) > 0:
+            super().on_train_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if not self._trainer.measures:  # else the held-out reward comes next
+            super().on_train_end(args, state, control, **kwargs)
 
 
 def sample_lines(batch: RewardBatch, advantages: Any, step: int, mode: str, rows: int) -> list[dict[str, Any]]:
@@ -661,7 +692,7 @@ def _tiles(run: Run, last: int) -> str:
         if values and (key != "loss" or len(tiles) == 1):
             tiles.append((label, number(values[-1]), f"from {number(values[0])}"))
     if runtime := curve(run, "train_runtime").values:
-        minutes, seconds = divmod(round(runtime[-1]), 60)
+        minutes, seconds = divmod(round(sum(runtime)), 60)
         hours, minutes = divmod(minutes, 60)
         tiles.append(("Training time", f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s", ""))
     cells = "".join(

@@ -139,3 +139,11 @@ def completion_text(completion: Any) -> str:
         if message.get("role") == "assistant":
             return content_text(message)
     return ""
+
+
+def as_completion(value: Any, prompt: Text) -> Text:
+    """A dataset's value as a completion of `prompt`: chat prompts have chat completions; None is empty."""
+    if isinstance(value, list):
+        return value
+    text = "" if value is None else str(value)
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -277,35 +277,78 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
 
 def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     """An objective's loss is one finite number, also for extreme rewards, and on the whole lowers when chosen answers
-    score higher and rejected ones lower. `columns`: three values each, of the columns that it reads."""
+    score higher and rejected ones lower. An evaluation leaves its state as it is.
+
+    `columns`: three values each, of the columns that it reads; None among numbers is NaN.
+    """
     import torch
 
-    tensors = {
-        name: torch.tensor(values, dtype=torch.float32)
-        if all(isinstance(value, int | float) for value in values)
-        else list(values)
-        for name, values in columns.items()
-    }
+    names, made = list(objective.outputs()), {name: _objective_column(values) for name, values in columns.items()}
+    assert names, "outputs() must name at least one output"
+    ids = torch.tensor([[5, 6, 7, 0], [5, 8, 7, 9], [5, 6, 9, 0], [5, 6, 8, 7], [5, 9, 0, 0], [5, 7, 0, 0]])
 
-    def run(chosen: list[float], rejected: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        better, worse = (torch.tensor(rewards, requires_grad=True) for rewards in (chosen, rejected))
-        trl_loss = -torch.nn.functional.logsigmoid(better - worse).mean()
-        hidden = torch.stack([better, worse], dim=-1).T.reshape(-1, 1).expand(-1, 4)
-        return better, worse, objective.loss(Preferences(better, worse, trl_loss, tensors, hidden))
+    def run(rewards: list[float], training: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs (6, K), rewards (6,), loss."""
+        outputs = torch.tensor(rewards)[:, None].repeat(1, len(names)).requires_grad_()
+        hidden = outputs[:, :1].expand(-1, 4)
+        prompt_hidden = hidden.detach() if "prompt_hidden" in objective.needs else None
+        scores = outputs[:, 0] if len(names) == 1 else objective.reward(outputs, prompt_hidden)
+        assert scores.shape == (6,), f"reward() must give one number per row, got shape {tuple(scores.shape)} for 6"
+        better, worse = scores.chunk(2)
+        batch = Preferences(
+            better,
+            worse,
+            -torch.nn.functional.logsigmoid(better - worse).mean(),
+            made,
+            hidden if "hidden" in objective.needs else None,
+            prompt_hidden,
+            outputs,
+            ids,
+            (ids != 0).long(),
+            step=1,
+            max_steps=2,
+            training=training,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return outputs, scores, objective.loss(batch._replace(again=lambda: batch))
 
-    better, worse, loss = run([0.5, -0.25, 0.0], [0.25, 0.5, 0.0])
+    outputs, scores, loss = run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0])
     assert loss.dim() == 0, f"the loss must be one number, got shape {tuple(loss.shape)}"
     assert loss.requires_grad, "the loss has no gradient; make it of batch.chosen, batch.rejected or batch.loss"
-    loss.backward()
-    assert better.grad is not None
-    assert worse.grad is not None
-    assert better.grad.sum() < 0 < worse.grad.sum(), (
-        "a step down the loss must raise the chosen answers and lower the rejected; gradients are "
-        f"{better.grad.tolist()} and {worse.grad.tolist()}"
-    )
-    for chosen, rejected in (([60.0] * 3, [-60.0] * 3), ([-60.0] * 3, [60.0] * 3), ([0.0] * 3, [0.0] * 3)):
-        assert run(chosen, rejected)[2].isfinite(), f"rewards {chosen} and {rejected} give no finite loss"
+    (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+    for rows, better in ((slice(0, 3), True), (slice(3, 6), False)):
+        (toward,) = torch.autograd.grad(scores[rows].sum(), outputs, retain_graph=True)
+        rises = (gradient * toward).sum() < 0  # does a step down the loss raise these rewards?
+        falls = (gradient * toward).sum() > 0
+        assert rises if better else falls, (
+            "a step down the loss must raise the chosen answers and lower the rejected; gradients are "
+            f"{gradient[:3].tolist()} and {gradient[3:].tolist()}"
+        )
+    for extreme in ([60.0] * 3 + [-60.0] * 3, [-60.0] * 3 + [60.0] * 3, [0.0] * 6):
+        assert run(extreme)[2].isfinite(), f"rewards {extreme} give no finite loss"
+    before = _saved(objective)
+    assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
+    assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
+
+
+def _objective_column(values: Sequence[Any]) -> Any:
+    import torch
+
+    if not all(value is None or isinstance(value, int | float) for value in values):
+        return list(values)
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+
+
+def _saved(component: Component) -> bytes:
+    """The bytes of a component's state, as a checkpoint has them."""
+    import io
+
+    import torch
+
+    file = io.BytesIO()
+    torch.save(component.state_dict(), file)
+    return file.getvalue()
 
 
 def _close(got: Tensor, wanted: Tensor, complaint: str) -> None:
@@ -322,12 +365,8 @@ def _check_state(component: Component) -> None:
 
     import torch
 
-    state = component.state_dict()
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
     try:
-        restored = torch.load(file, weights_only=True)
+        restored = torch.load(io.BytesIO(_saved(component)), weights_only=True)
     except pickle.UnpicklingError as error:
         raise AssertionError(f"state_dict may hold tensors, numbers, strings, lists and dicts only: {error}") from None
     component.load_state_dict(restored)

@@ -41,7 +41,10 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
     """Train a recipe and return the trainer. Raises RecipeError before any model is loaded if something is wrong."""
     recipe = Recipe.load(config, overrides)
     os.environ.update({str(name): str(value) for name, value in (recipe.trl.get("env") or {}).items()})
-    resume = resume_point(parse_trl(recipe)[1], recipe.source)
+    training_args = parse_trl(recipe)[1]
+    resume = (
+        resume_rounds(training_args, recipe.source) if recipe.pairs else resume_point(training_args, recipe.source)
+    )
     trainer, training_args = build_trainer(recipe)
     if trainer.accelerator.is_main_process:
         recipe.save(training_args.output_dir)
@@ -81,7 +84,9 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
     splits = _load_data(recipe, script, mixture)
     train_data = splits[script.dataset_train_split]
     eval_data = None
-    if training_args.eval_strategy != "no" or training_args.eval_on_start:
+    if recipe.pairs is not None:
+        eval_data = splits.get(script.dataset_test_split) if recipe.pairs.held_out else None
+    elif training_args.eval_strategy != "no" or training_args.eval_on_start:
         if script.dataset_test_split not in splits:
             there = ", ".join(splits)
             raise RecipeError(
@@ -107,6 +112,8 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         if dataset is not None and dataset.column_names
         for problem in missing_columns(dataset.column_names)
     }
+    if recipe.pairs is not None:
+        problems |= dict.fromkeys(recipe.pairs.missing_columns(train_data.column_names))
     if problems:
         raise RecipeError(problems, recipe.source)
 
@@ -131,7 +138,7 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         peft_config=_peft_config(model_args, recipe),
         **ours,
     )
-    _add_callbacks(trainer)
+    _add_callbacks(trainer, recipe)
     load_plugins().tell("trainer_ready", trainer=trainer, recipe=recipe)
     return trainer, training_args
 
@@ -156,7 +163,8 @@ def _pipeline(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     from trl_rewards.pipeline import Pipeline
 
     pipeline = Pipeline.from_recipe(recipe)
-    return {"pipeline": pipeline}, pipeline.missing_columns
+    ours = {"pipeline": pipeline} | ({"pairs": recipe.pairs} if recipe.pairs else {})
+    return ours, pipeline.missing_columns
 
 
 def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
@@ -187,12 +195,12 @@ def _load_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
         raise RecipeError([f"dataset_name: {error}"], recipe.source) from error
 
 
-def _add_callbacks(trainer: Any) -> None:
+def _add_callbacks(trainer: Any, recipe: Recipe) -> None:
     from trl_rewards.console import tame_logging
-    from trl_rewards.report import RunRecorder
+    from trl_rewards.report import RoundRecorder, RunRecorder
 
     tame_logging(trainer)
-    trainer.add_callback(RunRecorder(trainer))
+    trainer.add_callback(RoundRecorder(trainer) if recipe.pairs else RunRecorder(trainer))
 
 
 def resume_point(training_args: Any, source: str) -> str | None:
@@ -208,6 +216,15 @@ def resume_point(training_args: Any, source: str) -> str | None:
 
     folder = Path(training_args.output_dir)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def resume_rounds(training_args: Any, source: str) -> bool:
+    """Whether rounds go on where they stopped; which checkpoint that is follows from their folders."""
+    wanted = str(training_args.resume_from_checkpoint or False).lower()
+    if wanted not in ("true", "false"):
+        problem = f"resume_from_checkpoint: rounds go on from their own folders; give true, got {wanted!r}"
+        raise RecipeError([problem], source)
+    return wanted == "true"
 
 
 if __name__ == "__main__":

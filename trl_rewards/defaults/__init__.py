@@ -50,3 +50,11 @@ def register_advantages():
         "group_norm": "trl_rewards.defaults.advantages:GroupNorm",
         "leave_one_out": "trl_rewards.defaults.advantages:LeaveOneOut",
     }
+
+
+@hookimpl
+def register_objectives():
+    return {
+        "bradley_terry": "trl_rewards.defaults.objectives:BradleyTerry",
+        "regression": "trl_rewards.defaults.objectives:Regression",
+    }

@@ -106,6 +106,8 @@ class Judge(JudgeReward):
         """The number in `{"score": n}`, or the last after "score:" in plain words."""
         if found := extract_json(text, ["score"]):
             score = score_in(self.scale, found["score"])
+        elif extract_json(text, ["score"], last=True):
+            score = Failed(f"the judge's reply has several scores: {excerpt(text)}")
         elif plain := _SCORE.findall(text.rpartition("</think>")[2]):
             number, most = plain[-1]
             score = score_in(self.scale, number)

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.options import InProcess
     from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+    from trl_rewards.models.sampling import (
+        LocalSampler,
+        Sampled,
+        Sampler,
+        Sampling,
+        VllmSampler,
+        WorkFile,
+        load_sampler,
+        sample_candidates,
+        stream,
+    )
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
@@ -31,20 +42,29 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "JudgeReward": "judge",
     "ListwiseJudge": "judge",
     "Loading": "pretrained",
+    "LocalSampler": "sampling",
     "PairwiseJudge": "judge",
+    "Sampled": "sampling",
+    "Sampler": "sampling",
+    "Sampling": "sampling",
     "Scorer": "scorer",
     "ServedScorer": "served",
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
+    "VllmSampler": "sampling",
+    "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
     "keep_4bit_unpacked": "pretrained",
     "load_pretrained": "pretrained",
+    "load_sampler": "sampling",
     "load_scorer": "scorer",
     "load_tokenizer": "pretrained",
     "trunk_of": "adapters",
     "using": "adapters",
+    "sample_candidates": "sampling",
+    "stream": "sampling",
 }
 
 __all__ = [
@@ -55,18 +75,27 @@ __all__ = [
     "JudgeReward",
     "ListwiseJudge",
     "Loading",
+    "LocalSampler",
     "PairwiseJudge",
+    "Sampled",
+    "Sampler",
+    "Sampling",
     "Scorer",
     "ServedScorer",
     "SharedBase",
+    "VllmSampler",
+    "WorkFile",
     "add_adapter",
     "as_number",
     "as_text",
     "extract_json",
     "keep_4bit_unpacked",
     "load_pretrained",
+    "load_sampler",
     "load_scorer",
     "load_tokenizer",
+    "sample_candidates",
+    "stream",
     "trunk_of",
     "using",
 ]

@@ -47,13 +47,19 @@ class Cassette:
             self._read()
 
     def _read(self) -> None:
-        with open(self.path, encoding="utf-8", errors="surrogatepass") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    entry = json.loads(line)
-                    self._replies[entry["key"], entry["n"]] = Reply(**entry["reply"])
-                except (ValueError, KeyError, TypeError):
+        with open(self.path, "rb") as file:
+            lines = file.readlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line.decode("utf-8", "surrogatepass"))
+                self._replies[entry["key"], entry["n"]] = Reply(**entry["reply"])
+            except (ValueError, KeyError, TypeError) as error:
+                torn = number == len(lines) and line.startswith(b"{") and not line.endswith(b"\n")
+                if not torn or not isinstance(error, ValueError):
                     raise RewardError(f"cassette {self.path!r}, line {number} is no request and reply") from None
+                logger.warning("cassette %s: its last line was not written to the end, and is left out", self.path)
+                if not self.replays_only:  # what is recorded must begin a line of its own
+                    os.truncate(self.path, sum(map(len, lines[:-1])))
 
     def place(self, request: Request) -> int:
         """How many requests equal to this one were placed before. Call it in the order of questions."""

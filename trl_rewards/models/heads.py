@@ -68,6 +68,9 @@ def load_head(
 def _classifier(loading: Loading, config: Any, output: Output | None) -> Head:
     # A config that says nothing of labels reports two; one with several names them.
     size = config.num_labels if output is not None or "id2label" in config.to_diff_dict() else 1
+    if loading.adapter and (head := _adapter_head(loading)) is not None:  # it brings a head of its own
+        size = len(head)
+        config.num_labels = size
     output_weights(output, _labels(config, size), loading.path)  # refused before the weights are loaded
     model = _complete(AutoModelForSequenceClassification, loading, num_labels=size)
     whole = Head(model, None, torch.Tensor.float, _labels(config, size))
@@ -203,6 +206,20 @@ def _tensors(file: str, prefix: str) -> dict[str, torch.Tensor]:
             return {name.removeprefix(prefix): weights.get_tensor(name) for name in names}
     weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _adapter_head(loading: Loading) -> torch.Tensor | None:
+    """(K, H): the weight of the classifier's head in an adapter's folder; None where there is none."""
+    assert loading.adapter is not None
+    file = cached_file(
+        loading.adapter,
+        "adapter_model.safetensors",
+        revision=loading.adapter_revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    found = {} if file is None else _tensors(file, "base_model.model.score.")
+    return found.get("weight")
 
 
 def _linear(values: dict[str, torch.Tensor], device: Any) -> Linear:

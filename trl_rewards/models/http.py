@@ -67,11 +67,13 @@ class HttpClient:
         break_after: int = 5,
         cool_down: float = 5.0,
         patience: float = 60.0,
+        first_pause: float = 0.5,
     ):
         """`timeout` is in seconds, for one try. `retries` is how often a request is sent again after a broken
-        connection, a time-out or one of 408, 425, 429 and 5xx. After `break_after` unanswered requests in a row all
-        wait, and one of them tries the server every `cool_down` seconds; when it has been down for `patience` seconds,
-        the others fail without waiting.
+        connection, a time-out or one of 408, 425, 429 and 5xx: after `first_pause` seconds, then twice as long each
+        time, up to 8, and never sooner than the server's Retry-After asks. After `break_after` unanswered requests in
+        a row all wait, and one of them tries the server every `cool_down` seconds; when it has been down for
+        `patience` seconds, the others fail without waiting.
         """
         check_address(base_url)
         if api_key_env is not None:
@@ -84,6 +86,7 @@ class HttpClient:
         self._request_pace, self._token_pace = Pace(requests_per_minute), Pace(tokens_per_minute)
         self._breaker = Breaker(break_after, cool_down)
         self._patience = patience
+        self._first_pause = first_pause
         self._last_words = ""
         self._session: _Session | None = None
         self._counts: Counter[str] = Counter()
@@ -135,8 +138,8 @@ class HttpClient:
         def pause(error: Exception) -> bool | float:
             if not isinstance(error, HttpFailure) or not error.retryable:
                 return False
-            asked = error.retry_after
-            wait = self._jitter.uniform(0.75, 1.25) * min(0.5 * 2 ** (number - 1), 8.0) if asked is None else asked
+            own = self._jitter.uniform(0.75, 1.25) * min(self._first_pause * 2 ** (number - 1), 8.0)
+            wait = max(own, error.retry_after or 0.0)
             self._seconds_waited += wait if number <= self._retries else 0.0
             return wait
 

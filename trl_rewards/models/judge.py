@@ -56,6 +56,13 @@ class PairwiseJudge(JudgeReward):
     def floor(self) -> float | None:
         return 0.0
 
+    def gated(self, samples: Samples) -> dict[int, float]:
+        gated = super().gated(samples)
+        if self.against != "reference":
+            return gated
+        assert self.reference is not None
+        return {row: low for row, low in gated.items() if _is_text(samples[self.reference][row])}
+
     def messages(self, samples: Samples, row: int, texts: dict[str, str]) -> list[Message]:
         """One comparison: `texts` are two completions, "A" and "B"; `row` has their prompt and columns."""
         raise NotImplementedError(f"{type(self).__name__} must define messages(self, samples, row, texts)")
@@ -77,7 +84,7 @@ class PairwiseJudge(JudgeReward):
         if self.against == "reference":
             assert self.reference is not None
             for row, reference in enumerate(samples[self.reference]):
-                if reference and row not in gated:
+                if _is_text(reference) and row not in gated:
                     ask(row, (row, shown[row]), (None, without_control_tokens(str(reference))))
             return found
         for group in _groups(samples):
@@ -91,7 +98,9 @@ class PairwiseJudge(JudgeReward):
     def parse(self, ask: Ask, text: str) -> list[Score]:
         """The winner in `{"winner": "A"}` ("A", "B" or "tie"), or after "winner:" in plain words."""
         found = extract_json(text, ["winner"])
-        winner = str(found["winner"]) if found else _last(_WINNER, text)
+        if not found and extract_json(text, ["winner"], last=True):
+            return [Failed(f"the judge's reply has several winners: {excerpt(text)}")] * len(ask.rows)
+        winner = str(found["winner"]) if found else _said(_WINNER, text)
         winner = winner.strip().upper() if winner else ""
         if winner not in ("A", "B", "TIE"):
             return [Failed(f"the judge named no winner: {excerpt(text)}")] * len(ask.rows)
@@ -238,14 +247,20 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_text(reference: Any) -> bool:
+    """Whether there is a reference; NaN is how tables say None."""
+    return reference is not None and reference == reference and bool(str(reference).strip())
+
+
 def _groups(samples: Samples) -> list[range]:
     size = samples.group_size or len(samples)
     return [range(first, first + size) for first in range(0, len(samples), size)] if len(samples) else []
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
+def _said(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match after the thinking; None where JSON is about that says several things, one of them quoted."""
     found = pattern.findall(text.rpartition("</think>")[2])
-    return found[-1] if found else None
+    return found[-1] if found and ("{" not in text or len({said.upper() for said in found}) == 1) else None
 
 
 def excerpt(text: str) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from trl_rewards.models.http import check_address, check_key_name
 from trl_rewards.models.options import InProcess
 
 SCRIPTED = "bundled:judge"
+_FOR_SERVERS = (
+    "api_key_env",
+    "request_timeout",
+    "attempts",
+    "in_flight",
+    "cool_down",
+    "patience",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 
 
 class JudgeOptions(InProcess):
@@ -41,7 +52,7 @@ class JudgeOptions(InProcess):
     would score the batch again, which a judge does not need: rows that failed are holes, not errors."""
     in_flight: int = 16
     """Requests at a time, per server. Leave the source's `concurrency` and `isolate` unset: they cut the batch into
-    rows, and give each process a cassette and a budget of its own."""
+    rows. `isolate` is refused with a cassette or a budget, of which each of its processes would have one."""
     cool_down: float = 5.0
     """Seconds between tries of a server that cannot be reached; the requests wait for it together."""
     patience: float = 60.0
@@ -103,3 +114,19 @@ class JudgeOptions(InProcess):
                 raise ValueError(f"endpoint must start with http:// or https://, got {endpoint!r}")
         if self.api_key_env is not None:
             check_key_name(self.api_key_env)
+        if self.endpoint is None:
+            defaults = {option.name: option.default for option in fields(self)}
+            unused = [name for name in _FOR_SERVERS if vars(self)[name] != defaults[name]]
+            unused += ["structured"] if self.structured == "on" else []
+            if unused:
+                raise ValueError(
+                    f"{', '.join(unused)}: without endpoint the model runs in this process, where this does nothing; "
+                    "leave it out, or set endpoint"
+                )
+
+    def check_running(self, running: Mapping[str, Any]) -> None:
+        if not running.get("isolate"):
+            return
+        for name in ("cassette", "max_cost", "max_total_tokens"):
+            if vars(self)[name] is not None:
+                raise ValueError(f"isolate: each of its processes would have a {name} of its own; set one of the two")

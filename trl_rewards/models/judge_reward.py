@@ -108,11 +108,16 @@ class JudgeReward(JudgeOptions):
         floor = self.floor()
         if floor is None:
             return {}
-        return {
+        known: tuple[Samples, dict[int, float]] | None = vars(self).get("_last_gated")
+        if known is not None and known[0] is samples:  # asks, merge and what is around them all need it
+            return dict(known[1])
+        found = {
             row: floor
             for row, text in enumerate(self._answers(samples))
             if len("".join(text.split())) < self.min_length or (self.screen == "floor" and addresses_judge(text))
         }
+        self._last_gated = (samples, found)
+        return dict(found)
 
     def nonce(self, *content: str) -> str:
         """Sixteen hex digits that whoever wrote `content` cannot know: a hash of it and the run's seed."""
@@ -133,7 +138,8 @@ class JudgeReward(JudgeOptions):
             asker.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_asker", "_run_context")}
+        left_out = ("_asker", "_run_context", "_last_gated")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def is_async(self) -> bool:
         return self.endpoint is not None

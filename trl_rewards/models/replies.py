@@ -17,18 +17,32 @@ _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "none": No
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "infinity": math.inf, "-inf": -math.inf, "-infinity": -math.inf}
 
 
-def extract_json(text: str, keys: Iterable[str] = ()) -> dict[str, Any] | None:
-    """The last JSON object in a reply that has all `keys`, or None. Never raises, in time linear in the text.
+def extract_json(text: str, keys: Iterable[str] = (), last: bool = False) -> dict[str, Any] | None:
+    """The JSON object in a reply that has all `keys`, or None. Never raises, in time linear in the text.
+
+    Of several that say the same of `keys` it is the last; where they do not, one may be quoted from what is judged,
+    and it is None, unless `last` says to take the last. An object counts for what is inside of it.
 
     What comes before the last `</think>` is left out. Around the object there may be prose and code fences; in it,
     single quotes, bare keys and words, trailing commas, quotes that are not escaped, and Python's True, None and nan.
     Of an object that the text's end cuts off, the members that are complete are taken.
     """
     wanted = list(keys)
-    for found in reversed(objects_in(text.rpartition("</think>")[2])):
-        if all(key in found for key in wanted):
-            return found
-    return None
+    candidates = [
+        (start, found)
+        for start, found in objects_in(text.rpartition("</think>")[2])
+        if all(key in found for key in wanted)
+    ]
+    if not candidates:
+        return None
+    outer, chosen = candidates[-1]
+    for start, found in reversed(candidates):
+        if start > outer:  # inside of the one that ended after it
+            continue
+        outer = start
+        if not last and any(not _same(found[key], chosen[key]) for key in wanted):
+            return None
+    return chosen
 
 
 def as_number(value: Any) -> float | None:
@@ -40,9 +54,19 @@ def as_number(value: Any) -> float | None:
     return float(value) if abs(value) < 1e300 else None
 
 
-def objects_in(text: str) -> list[dict[str, Any]]:
-    """All objects, nested ones too, in the order in which they end. One pass, without recursion."""
-    found: list[dict[str, Any]] = []
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values say the same; of values nested too deep to be compared nobody knows."""
+    try:
+        return one is other or one == other
+    except RecursionError:
+        return False
+
+
+def objects_in(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """All objects, nested ones too, with the places where they begin, in the order in which they end. One pass,
+    without recursion."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    starts: list[int] = []
     containers: list[dict | list] = []  # open ones, each in the one before
     names: list[str] = []  # the member of each that is being read
     expected, position = "", 0
@@ -51,7 +75,7 @@ def objects_in(text: str) -> list[dict[str, Any]]:
             position = text.find("{", position) + 1
             if position == 0:
                 return found
-            containers.append({}), names.append("")
+            containers.append({}), names.append(""), starts.append(position)
             expected = "key"
         mark = _NOT_SPACE.search(text, position)
         if mark is None:
@@ -63,8 +87,9 @@ def objects_in(text: str) -> list[dict[str, Any]]:
             if fits:
                 position += 1
                 containers.pop(), names.pop()
+                start = starts.pop()
                 if isinstance(container, dict):
-                    found.append(container)
+                    found.append((start, container))
                 expected = "comma"
         elif expected in ("comma", "colon"):
             fits = character == {"comma": ",", "colon": ":"}[expected]
@@ -74,8 +99,8 @@ def objects_in(text: str) -> list[dict[str, Any]]:
             fits = True
             opened: dict | list = {} if character == "{" else []
             _put(container, names[-1], opened)
-            containers.append(opened), names.append("")
             position += 1
+            containers.append(opened), names.append(""), starts.append(position)
             expected = "key" if character == "{" else "value"
         else:
             value, end = _scalar(text, position)
@@ -89,8 +114,9 @@ def objects_in(text: str) -> list[dict[str, Any]]:
                 expected = "comma"
             position = end
         if not fits:  # it is broken, and all that it is in
-            containers.clear(), names.clear()
-    return found + [container for container in reversed(containers) if isinstance(container, dict) and container]
+            containers.clear(), names.clear(), starts.clear()
+    cut_off = reversed(list(zip(starts, containers, strict=True)))
+    return found + [(start, container) for start, container in cut_off if isinstance(container, dict) and container]
 
 
 def _put(container: dict | list, name: str, value: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -40,7 +41,7 @@ class Scorer:
     """Scalar scores of token sequences, in float32.
 
     A row's score depends on its own tokens alone, up to rounding: 1e-6 in float32; in bfloat16 the shape of a batch
-    moves scores by some hundredths of their spread. The same rows always make the same batches. One thread at a time.
+    moves scores by some hundredths of their spread. The same rows always make the same batches. Threads take turns.
     """
 
     head: Head
@@ -63,12 +64,19 @@ class Scorer:
     (share of texts that were too long) and, on an accelerator, `peak_memory_gb`."""
 
     def __post_init__(self):
+        self._turn = threading.RLock()
         self._rope_switch = longrope_switch(self.head.model.config)
         self._reuse: bool | None = None if self.prefix_reuse != "off" else False  # None: not tried yet
         if self._reuse is None and self.head.backbone is None:
             self._give_up_reuse("its outputs come from the whole model")
         elif self._reuse is None and self._rope_switch is not None:
             self._give_up_reuse("its position embedding changes with the length of the text")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_turn"}  # a lock does not pickle
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=threading.RLock())
 
     def score_texts(
         self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
@@ -79,6 +87,12 @@ class Scorer:
         character at which the completion of a row starts, and is asked for rows that are too long. Without it all of
         a text counts as prompt.
         """
+        with self._turn:
+            return self._score_texts(texts, add_special_tokens, completion_start)
+
+    def _score_texts(
+        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None
+    ) -> list[float | Failed]:
         scores: dict[int, float | Failed] = {}
         fitting: dict[int, list[int]] = {}
         too_long = 0
@@ -108,6 +122,10 @@ class Scorer:
 
     def outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
         """All K outputs of each row of token ids, in order; NaN for a row that does not fit into memory."""
+        with self._turn:
+            return self._outputs_of(ids)
+
+    def _outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
         self.metrics = {}
         if not ids:
             return []

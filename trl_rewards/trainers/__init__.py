@@ -1,10 +1,16 @@
-"""TRL's trainers with one more argument, `pipeline=` or `objective=`."""
+"""TRL's trainers with one more argument or two: `pipeline=`, `pairs=`, `objective=`."""
 
 from __future__ import annotations
 
 import importlib
 
-_CLASSES = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer", "ppo": "PPOTrainer", "reward": "RewardTrainer"}
+_CLASSES = {
+    "grpo": "GRPOTrainer",
+    "rloo": "RLOOTrainer",
+    "ppo": "PPOTrainer",
+    "dpo": "DPOTrainer",
+    "reward": "RewardTrainer",
+}
 
 
 def trainer_class(name: str) -> type:

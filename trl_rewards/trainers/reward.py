@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,15 +21,20 @@ from transformers.utils import logging as transformers_logging
 from trl_rewards.components import Context, Objective, Preferences
 from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.loading import build
+from trl_rewards.maths import shared_prefix
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.recipe import Recipe
+from trl_rewards.scoring import World
 from trl_rewards.trainers.mixin import KNOWN_TRL
 from trl_rewards.trainers.state import read_state, save_state
+
+logger = logging.getLogger(__name__)
 
 _SEAM = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_set_signature_columns_if_needed": ["self"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "log": ["self", "logs", "start_time"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
@@ -58,47 +67,95 @@ class RewardTrainer(trl.RewardTrainer):
         self.preference_objective = objective  # `objective` is transformers' name for what a search optimises
         self.signature = signature
         self.pipeline = self.last_batch = self.last_advantages = None  # what reports ask of every trainer
-        if objective is not None:
-            check_reward_seam()
-            args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
-            _check(objective, args, train_dataset)
-            objective.setup(
-                Context(device=args.device, seed=args.seed, base_dir=base_dir, log_metric=self._log_objective_metric)
+        if objective is None:
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                *more,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                **options,
             )
-            fresh: list[str] = []
-            if isinstance(model, str):
-                path = model
-                model, fresh = _load(path, args, quantization_config)
-                processing_class = processing_class or _load_tokenizer(path, args)
-                quantization_config = args.model_init_kwargs = None
-            processing_class = processing_class or AutoTokenizer.from_pretrained(model.config.name_or_path)
-            added = objective.attach(model, processing_class, fresh)
-            if peft_config is not None:
-                if added:
-                    peft_config.trainable_token_indices = added
-                if "v_head" in dict(model.named_children()):  # PEFT knows heads by the names `score` and `classifier`
-                    peft_config.modules_to_save = [*{*(peft_config.modules_to_save or []), "v_head"}]
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            *more,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            **options,
+            return
+        check_reward_seam()
+        args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
+        _check(objective, args, train_dataset)
+        names = list(objective.outputs())
+        objective.setup(
+            Context(device=args.device, seed=args.seed, base_dir=base_dir, log_metric=self._log_objective_metric)
         )
-        if objective is not None:
-            keep_4bit_unpacked(self.model)
-            self.data_collator = _WithColumns(self.data_collator, objective.reads())
-            self._committed_state = objective.state_dict()
-            self.add_callback(_CommitState(self))
+        fresh: list[str] = []
+        if named := isinstance(model, str):
+            path = model
+            model, fresh = _load(path, args, quantization_config, len(names))
+            processing_class = processing_class or _load_tokenizer(path, args)
+            quantization_config = None
+        elif model.config.num_labels != len(names):
+            raise ValueError(
+                f"the model has {model.config.num_labels} outputs, and objective {objective.display_name!r} needs "
+                f"{len(names)} ({', '.join(names)}); give its name, or load it with num_labels={len(names)}"
+            )
+        tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(model.config.name_or_path)
+        parts = set(dict(model.named_children()))
+        added = objective.attach(model, tokenizer, fresh)
+        if peft_config is not None:
+            peft_config = copy.deepcopy(peft_config)
+            if added:
+                peft_config.trainable_token_indices = added
+            new = set(dict(model.named_children())) - parts
+            if "v_head" in parts:  # PEFT knows heads by the names `score` and `classifier`
+                new.add("v_head")
+            if new:
+                peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *new})
+        with _as_trl_wants_it(model, args, named):
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                tokenizer,
+                *more,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                **options,
+            )
+        if len(names) > 1:
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
+        keep_4bit_unpacked(self.model)
+        self.data_collator = _WithColumns(self.data_collator, objective.reads())
+        self._objective_metrics: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
+        self._pad = tokenizer.pad_token_id
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            logger.warning(
+                "pad_token %r also ends texts: in training the score is read before it, by `use: model` at it; set "
+                "pad_token to a token that no text holds",
+                tokenizer.pad_token,
+            )
+        self._generator = torch.Generator().manual_seed(args.seed + args.process_index)
+        self._committed_state = self._state_of_objective()
+        self.add_callback(_CommitState(self))
 
     def _log_objective_metric(self, name: str, value: float) -> None:
         assert self.model is not None
-        self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+        self._objective_metrics["train" if self.model.training else "eval"].setdefault(name, []).append(float(value))
+
+    def log(self, logs, start_time=None):
+        if self.preference_objective is not None:
+            assert self.model is not None
+            mode = "train" if self.model.training else "eval"
+            everyone: dict[str, list[float]] = defaultdict(list)
+            for share in World.current().gather_objects(self._objective_metrics[mode]):
+                for name, values in share.items():
+                    everyone[name] += values
+            self._metrics[mode].update(everyone)
+            self._objective_metrics[mode] = {}
+        super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if (
@@ -107,8 +164,10 @@ class RewardTrainer(trl.RewardTrainer):
         ):
             given = {"objective": self.preference_objective, "tokenizer": processing_class}
             # An objective's state may not be hashable, and a cache that misses its options would be worse than none.
-            uncached = {"load_from_cache_file": False} if isinstance(dataset, Dataset) else {}
-            dataset = dataset.map(_tokenized, fn_kwargs=given, **uncached)
+            mapping: dict[str, Any] = {}
+            if isinstance(dataset, Dataset):
+                mapping = {"load_from_cache_file": False, "num_proc": args.dataset_num_proc}
+            dataset = dataset.map(_tokenized, fn_kwargs=given, **mapping)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self):
@@ -118,25 +177,78 @@ class RewardTrainer(trl.RewardTrainer):
             self._signature_columns = [*columns, *(set(self.preference_objective.reads()) - set(columns))]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.preference_objective is None:
+        objective = self.preference_objective
+        if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         columns = inputs.pop(_COLUMNS, {})
+        passes: list[Preferences] = []
+
+        def scored(**given: Any) -> Any:
+            """What TRL calls as its model: of several outputs, it gets the objective's reward."""
+            outputs, batch = self._run(model, given, columns)
+            passes.append(batch)
+            return outputs
+
+        def again() -> Preferences:
+            return self._run(model, dict(inputs), columns)[1]._replace(loss=loss)
+
+        loss, outputs = super().compute_loss(scored, inputs, True, num_items_in_batch)
+        found = objective.loss(passes[0]._replace(loss=loss, again=again))
+        return (found, outputs) if return_outputs else found
+
+    def _run(self, model: Any, inputs: dict[str, Any], columns: dict[str, Any]) -> tuple[Any, Preferences]:
+        """The model's output as TRL wants it, and all that the objective may see but TRL's loss."""
+        objective = self.preference_objective
+        assert objective is not None
+        assert self.model is not None
+        training = self.model.training
         seen: list[torch.Tensor] = []
         hook = None
-        if "hidden" in self.preference_objective.needs:
+        if objective.needs & {"hidden", "prompt_hidden"}:
             hook = _score_head(self.accelerator.unwrap_model(model)).register_forward_pre_hook(
                 lambda module, arguments: seen.append(arguments[0])
             )
         try:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            outputs = model(**inputs)
         finally:
             if hook is not None:
                 hook.remove()
-        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
-        hidden = _at_last_token(seen[0], inputs["attention_mask"]) if seen else None
-        loss = self.preference_objective.loss(Preferences(chosen, rejected, loss, columns, hidden))
-        return (loss, outputs) if return_outputs else loss
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        hidden = prompt_hidden = None
+        if "hidden" in objective.needs:
+            hidden = _at(seen[0], _scored_positions(ids, self._pad))
+        if "prompt_hidden" in objective.needs:
+            prompt_hidden = _at(seen[0], (shared_prefix(ids, mask) - 1).clamp(min=0).repeat(2), self.model)
+        raw = outputs.logits.reshape(len(ids), -1).float()  # (2B, K)
+        if raw.shape[1] == 1:
+            rewards = raw[:, 0]
+        else:
+            rewards = objective.reward(raw, prompt_hidden)
+            outputs.logits = rewards[:, None]
+        chosen, rejected = rewards.chunk(2)
+        batch = Preferences(
+            chosen,
+            rejected,
+            rewards.new_zeros(()),
+            columns,
+            hidden,
+            prompt_hidden,
+            raw,
+            ids,
+            mask,
+            self.state.global_step,
+            max(self.state.max_steps, 0),
+            training,
+            # An evaluation draws the same numbers each time, and leaves no trace.
+            self._generator if training else torch.Generator().manual_seed(self.args.seed),
+            _gather_with_gradient,
+        )
+        return outputs, batch
+
+    def _state_of_objective(self) -> dict[str, Any]:
+        assert self.preference_objective is not None
+        return {"objective": self.preference_objective.state_dict(), "generator": self._generator.get_state()}
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
@@ -150,8 +262,10 @@ class RewardTrainer(trl.RewardTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.preference_objective is not None and checkpoint is not None:
             state = read_state(checkpoint, self.accelerator.process_index, self.signature)
-            self.preference_objective.load_state_dict(state)
-            self._committed_state = state
+            if state:
+                self.preference_objective.load_state_dict(state["objective"])
+                self._generator.set_state(state["generator"])
+            self._committed_state = self._state_of_objective()
 
 
 def objective_of(recipe: Recipe) -> Objective | None:
@@ -180,8 +294,7 @@ class _CommitState(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        assert self._trainer.preference_objective is not None
-        self._trainer._committed_state = self._trainer.preference_objective.state_dict()
+        self._trainer._committed_state = self._trainer._state_of_objective()
 
 
 class _WithColumns:
@@ -197,8 +310,10 @@ class _WithColumns:
 
 
 def _column(values: list[Any]) -> Any:
-    numeric = all(isinstance(value, int | float) for value in values)
-    return torch.tensor(values, dtype=torch.float32) if numeric else values
+    """Numbers as a tensor, None among them (and a batch of None alone) as NaN; anything else as it is."""
+    if not all(value is None or isinstance(value, int | float) for value in values):
+        return values
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
 
 
 def _tokenized(row: dict[str, Any], objective: Objective, tokenizer: Any) -> dict[str, Any]:
@@ -233,9 +348,14 @@ def _load_tokenizer(path: str, args: Any) -> Any:
         raise RewardError(f"model_name_or_path: no tokenizer at {path!r}: {str(error).splitlines()[0]}") from error
 
 
-def _load(path: str, args: Any, quantization_config: Any) -> tuple[Any, list[str]]:
+def _load(path: str, args: Any, quantization_config: Any, outputs: int) -> tuple[Any, list[str]]:
     """The model as TRL's trainer would load it, and the names of weights that its checkpoint lacks."""
     options = dict(args.model_init_kwargs or {})
+    if options.pop("num_labels", outputs) != outputs:
+        raise ValueError(
+            f"model_init_kwargs: num_labels {args.model_init_kwargs['num_labels']} is not the objective's number of "
+            f"outputs, {outputs}; leave it out"
+        )
     dtype = options.pop("dtype", None) or "float32"
     options.setdefault("trust_remote_code", args.trust_remote_code)
     if quantization_config is not None:
@@ -246,7 +366,7 @@ def _load(path: str, args: Any, quantization_config: Any) -> tuple[Any, list[str
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
-            num_labels=1,
+            num_labels=outputs,
             dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
             output_loading_info=True,
             **options,
@@ -267,12 +387,44 @@ def _score_head(model: Any) -> torch.nn.Module:
     raise RewardError(f"{type(base).__name__} has no score head that an objective could look at")
 
 
-def _at_last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(2B, T, H) and (2B, T) right-padded -> (2B, H); a head that sees one position per row already passes."""
-    if hidden.dim() == 2:
-        return hidden
-    last = mask.sum(dim=1) - 1
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+def _scored_positions(ids: torch.Tensor, pad: int) -> torch.Tensor:
+    """(2B, T) -> (2B,) where transformers' classifiers read the score: at the last token that is not the pad token,
+    whatever the mask says."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return (places * (ids != pad)).argmax(dim=1)
+
+
+def _at(hidden: torch.Tensor, positions: torch.Tensor, model: Any = None) -> torch.Tensor:
+    """(2B, T, H), (2B,) -> (2B, H). A head that sees one position per row sees the scored one: with `model`, where
+    that is not what is wanted, RewardError."""
+    if hidden.dim() == 3:
+        return hidden[torch.arange(len(hidden), device=hidden.device), positions]
+    if model is not None:
+        raise RewardError(f"{type(model).__name__} shows its head the scored position alone, and no prompt_hidden")
+    return hidden
+
+
+def _gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """All processes' rows. Backward sums what every process's loss says of a row, which DDP's mean makes right."""
+    if World.current().size == 1:
+        return rows
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows))
+
+
+@contextmanager
+def _as_trl_wants_it(model: Any, args: Any, named: bool) -> Generator[None]:
+    """While TRL looks at them: a config with one label, since TRL refuses a model with several outputs, and no
+    `model_init_kwargs` for a model that is loaded."""
+    labels, given = model.config.num_labels, args.model_init_kwargs
+    model.config.num_labels = 1
+    if named:
+        args.model_init_kwargs = None
+    try:
+        yield
+    finally:
+        model.config.num_labels, args.model_init_kwargs = labels, given
 
 
 def check_reward_seam() -> None:

@@ -54,6 +54,13 @@ TEXTS = [
 ]
 
 
+def test_an_unknown_wrapper_is_refused():
+    with pytest.raises(ValueError, match="wrapper must be sft or pretrain, got 'stf'"):
+        encode_text(TOY, "q", "r", "o", wrapper="stf")
+    with pytest.raises(ValueError, match="wrapper must be sft or pretrain, got 'stf'"):
+        encode_training(TOY, "q", "r", ["o", "p"], wrapper="stf", reward_token_id=REWARD)
+
+
 def encoded(case, tokenizer=TOY):
     data, options = case["input"]["data"], dict(case["input"]["ctor"])
     side = "left" if "xtuner" in case["id"] else "right"

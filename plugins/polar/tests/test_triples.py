@@ -281,22 +281,25 @@ def test_batching_leaves_greedy_texts_as_they_are(policy_path):
 def test_a_chat_goes_through_the_policy_s_own_template(pool):
     writer = Writer(pool[0], SHORT)
     (batch,) = writer.batches({0: CHATS[0]})
-    assert writer.tokenizer.decode(batch[0]) == f"<|im_start|>user\n{DOCUMENTS[0]}<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        writer.sampler.tokenizer.decode(batch[0])
+        == f"<|im_start|>user\n{DOCUMENTS[0]}<|im_end|>\n<|im_start|>assistant\n"
+    )
     (batch,) = writer.batches({0: DOCUMENTS[0]})
-    assert writer.tokenizer.decode(batch[0]) == DOCUMENTS[0]
+    assert writer.sampler.tokenizer.decode(batch[0]) == DOCUMENTS[0]
 
 
 def test_a_prompt_that_does_not_fit_is_said_and_a_long_one_leaves_what_room_there_is(pool, monkeypatch):
     writer = Writer(pool[0], SHORT)  # 256 tokens of context
     with pytest.raises(RewardError, match="policy 'plain' has a context of 256 tokens, and a prompt has 300"):
         writer.batches({0: "!" * 300})
-    lengths, model_generate = [], writer.model.generate
+    lengths, model_generate = [], writer.sampler.model.generate
 
     def spy(**options):
         lengths.append(options["max_new_tokens"])
         return model_generate(**options)
 
-    monkeypatch.setattr(writer.model, "generate", spy)
+    monkeypatch.setattr(writer.sampler.model, "generate", spy)
     for batch in writer.batches({0: "!?" * 127, 1: "!?", 2: "!", 3: "?", 4: "?!"}):
         writer.write(batch)
     assert lengths == [6, 2]

@@ -18,7 +18,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Messages = str | list[dict[str, Any]]
 Wrapper = Literal["sft", "pretrain"]
@@ -70,7 +70,7 @@ def encode_text(
     An empty trajectory still has its newline, as in the client; in training it has none.
     """
     layout = layout or Layout()
-    newline = "\n" if wrapper == "sft" else ""
+    newline = _newline(wrapper)
     asked, reference, output = _pieces(tokenizer, prompt, reference, [output], layout, layout.cut_side)
     halves = asked + newline + reference, asked + newline + output
     return _whole(halves, layout) + layout.reward_token
@@ -114,14 +114,21 @@ def encode_training(
     The candidates share the prompt of the longest one's budget. Answers keep their heads whatever `cut_side` is, and
     an empty trajectory has no newline. ValueError as in `encode_ids`, if `separator_id` is given.
     """
-    layout = layout or Layout()
+    layout, newline = layout or Layout(), _newline(wrapper)
     asked, reference, *outputs = _pieces(tokenizer, prompt, reference, candidates, layout, "right")
 
     def half(trajectory: str) -> str:
-        return asked + ("\n" if trajectory and wrapper == "sft" else "") + trajectory
+        return asked + (newline if trajectory else "") + trajectory
 
     texts = [_whole((half(reference), half(output)), layout) for output in outputs]
     return [_with_reward(tokenizer, tokenizer.encode(text), reward_token_id, separator_id) for text in texts]
+
+
+def _newline(wrapper: str) -> str:
+    """What stands between prompt and trajectory; ValueError for a word that is no wrapper."""
+    if wrapper not in get_args(Wrapper):
+        raise ValueError(f"wrapper must be {' or '.join(get_args(Wrapper))}, got {wrapper!r}")
+    return "\n" if wrapper == "sft" else ""
 
 
 def _pieces(

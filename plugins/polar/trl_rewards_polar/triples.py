@@ -240,79 +240,40 @@ class Writer:
     """A loaded model that writes what a policy would; policies that differ in sampling alone may share one."""
 
     def __init__(self, policy: Policy, generation: Generation):
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from trl_rewards.models import load_sampler
 
-        from trl_rewards.models import load_pretrained, load_tokenizer
-
-        loading = _loading(policy, generation)
         self.policy, self.generation = policy, generation
-        self.tokenizer = load_tokenizer(loading)
-        self.model, _ = load_pretrained(AutoModelForCausalLM, loading)
-        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
-        # A model's own defaults, such as a repetition penalty, would be part of every policy made from it.
-        self.model.generation_config = GenerationConfig(
-            bos_token_id=self.tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id
-        )
+        self.sampler: Any = load_sampler(_loading(policy, generation), name=policy.name)
 
     def batches(self, prompts: dict[int, Prompt]) -> list[dict[int, list[int]]]:
         """Row -> token ids of its prompt, in batches of prompts of similar length."""
-        encoded = {row: self._encode(prompt) for row, prompt in prompts.items()}
-        order = sorted(encoded, key=lambda row: (len(encoded[row]), row))
-        size = self.generation.batch_size
-        return [{row: encoded[row] for row in order[start : start + size]} for start in range(0, len(order), size)]
+        encoded = {row: self.sampler.encode(prompt) for row, prompt in prompts.items()}
+        return [{row: encoded[row] for row in rows} for rows in self.sampler.batches(encoded, self._sampling())]
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
-        elif self.tokenizer.chat_template is None:
-            raise RewardError(f"policy {self.policy.name!r} has no chat template, and the prompts are chats")
-        else:
-            text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise RewardError("a prompt is empty; leave out rows without text")
-        if len(ids) >= self._context():
-            raise RewardError(
-                f"policy {self.policy.name!r} has a context of {self._context()} tokens, and a prompt has {len(ids)}"
-            )
-        return ids
+    def _sampling(self) -> Any:
+        from trl_rewards.models import Sampling
 
-    def _context(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        policy, generation = self.policy, self.generation
+        return Sampling(
+            temperature=policy.temperature,
+            top_p=policy.top_p,
+            top_k=policy.top_k,
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
+            batch_tokens=sys.maxsize,
+        )
 
     def write(self, batch: dict[int, list[int]]) -> list[tuple[int, str]]:
         """(row, text) of the batch, loops and broken endings cut."""
-        import torch
+        from trl_rewards.models import stream
 
-        device, policy = self.model.device, self.policy
-        prompts = list(batch.values())
-        longest = max(map(len, prompts))
-        inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
-        sampling: dict[str, Any] = {"do_sample": False}
-        if policy.temperature:
-            sampling = {"temperature": policy.temperature, "top_p": policy.top_p, "top_k": policy.top_k}
-            sampling["do_sample"] = True
-        seed = hashlib.blake2b(f"{self.generation.seed} {policy} {next(iter(batch))}".encode(), digest_size=7).digest()
-        on_cpu = device.type == "cpu"
-        with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
-            torch.manual_seed(int.from_bytes(seed))
-            written = self.model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=min(self.generation.max_new_tokens, self._context() - longest),
-                **sampling,
-            )[:, longest:].tolist()
-        texts = map(self._text, prompts, written)
-        return list(zip(batch, texts, strict=True))
+        streams = [stream(self.generation.seed, prompt, f"{self.policy} {row}") for row, prompt in batch.items()]
+        drawn = self.sampler.draw(list(batch.values()), streams, self._sampling())
+        return [(row, self._kept(sampled.text, sampled.ended)) for row, sampled in zip(batch, drawn, strict=True)]
 
-    def _text(self, prompt: list[int], ids: list[int]) -> str:
-        end = next((position for position, token in enumerate(ids) if token in self.ends), None)
-        text = _continuation(self.tokenizer, prompt, ids[:end])
+    def _kept(self, text: str, ended: bool) -> str:
         kept = cut_loop(text) if self.generation.cut_loops else text
-        if self.generation.trim_endings and end is None and kept == text:
-            kept = trim_ending(text)
-        return kept
+        return trim_ending(text) if self.generation.trim_endings and not ended and kept == text else kept
 
 
 def _loading(policy: Policy, generation: Generation) -> Loading:
@@ -328,13 +289,6 @@ def _loading(policy: Policy, generation: Generation) -> Loading:
         quantization="4bit" if generation.load_in_4bit else None,
         trust_remote_code=generation.trust_remote_code,
     )
-
-
-def _continuation(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
-    """The text of `ids` after the prompt. Alone, SentencePiece tokenizers drop the space in front of it."""
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before, both = tokenizer.decode(prompt, **options), tokenizer.decode(prompt + ids, **options)
-    return both.removeprefix(before) if both.startswith(before) else tokenizer.decode(ids, **options)
 
 
 # --- the whole
@@ -406,9 +360,12 @@ def _write_all(
     """All trajectories by their number. Each batch that is written is a line of `work`."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from trl_rewards.models import WorkFile
+
     held = [[asdict(policy) for policy in policies], asdict(generation), requests]
     header = hashlib.blake2b(json.dumps(held).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    texts = _resume(work, header) if work else {}
+    keeper = WorkFile(work, header, "trajectories of another plan") if work else None
+    texts: dict[int, str] = {row: text for line in (keeper.lines if keeper else []) for row, text in line}
     total = sum(map(len, requests))
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
@@ -428,9 +385,8 @@ def _write_all(
                         continue
                     written = writer.write(batch)
                     texts.update(written)
-                    if work:
-                        with work.open("a", encoding="utf-8") as stream:
-                            stream.write(json.dumps(written) + "\n")
+                    if keeper:
+                        keeper.append(written)
                     progress.advance(bar, len(written))
     return texts
 
@@ -438,17 +394,6 @@ def _write_all(
 def _weights(policy: Policy) -> tuple[str, str, str]:
     """What two policies of one model have in common."""
     return policy.model, policy.revision or "", policy.adapter or ""
-
-
-def _resume(work: Path, header: str) -> dict[int, str]:
-    """The trajectories that a file of this plan holds; the file is made if there is none."""
-    lines = work.read_text(encoding="utf-8").splitlines(keepends=True) if work.exists() else []
-    if lines and lines[0] != header + "\n":
-        raise RewardError(f"{work} holds trajectories of another plan; delete it, or give the same arguments again")
-    whole = [line for line in lines[1:] if line.endswith("\n")]
-    work.parent.mkdir(parents=True, exist_ok=True)
-    work.write_text(header + "\n" + "".join(whole), encoding="utf-8")
-    return {row: text for line in whole for row, text in json.loads(line)}
 
 
 def read_prompts(name: str, split: str = "train", limit: int | None = None) -> tuple[list[Prompt], bool]:

@@ -57,9 +57,12 @@ def test_a_missing_ranking_is_derived_from_the_scores():
     assert verdict.ranking == ["claude", "llama", "gpt4"]
 
 
-def test_of_two_objects_the_last_with_scores_counts():
+def test_two_objects_count_if_they_say_the_same_or_the_first_is_a_thought():
     first, second = '{"scores": {"model-1": 1}}', '{"scores": {"model-1": 5}}'
-    assert read(f"{first} no, rather {second} {{}}")[0] == {"gpt4": 5.0}
+    assert read(f"{second} again: {second} {{}}")[0] == {"gpt4": 5.0}
+    assert read(f"<think>{first}</think>{second}")[0] == {"gpt4": 5.0}
+    assert read(f"{first} no, rather {second} {{}}") == ({}, [])
+    assert read_verdict(f"{first} no, rather {second}").problem == "no scores"
 
 
 @pytest.mark.parametrize("key", ["best-to-worst", "best-to-worse"])

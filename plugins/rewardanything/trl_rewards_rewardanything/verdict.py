@@ -1,7 +1,7 @@
 """Reading what the RewardAnything judge wrote: scores and a best-to-worst list.  https://huggingface.co/papers/2506.03637
 
 The reader takes what the authors' parser takes, with the same result, and more: prose and wrong quotes at once, bare
-words, a cut-off end, and several objects, of which the last one with scores counts. No text makes it raise.
+words, a cut-off end, and several objects if those with scores say the same. No text makes it raise.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _loads(text: str) -> tuple[Any, bool]:
 
 
 def verdict_object(text: str) -> dict[str, Any] | None:
-    """The last object with scores, else the last with a ranking, else the last; None without any.
+    """The object with scores, else that with a ranking, else the last; None without any, {} where several disagree.
 
     Objects after the last thought come before others; what is in a closed thought never counts.
     """
@@ -123,6 +123,6 @@ def verdict_object(text: str) -> dict[str, Any] | None:
     parts = [text] if outside == text else [text, outside]
     for keys in ((SCORES,), *((key,) for key in RANKING_KEYS), ()):
         for part in parts:
-            if (found := extract_json(part, keys)) is not None:
-                return found
+            if extract_json(part, keys, last=True) is not None:
+                return extract_json(part, keys) or {}
     return None

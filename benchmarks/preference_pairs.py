@@ -1,0 +1,68 @@
+"""The preference pairs that recipes/reward/cpu*.yaml learn from, without a model and without a download.
+
+    python benchmarks/preference_pairs.py        # writes runs/reward/pairs, some seconds
+
+Questions are drawn like those of the bundled data, none of which is among them. The chosen reply is clean, and the
+rejected one has a flaw, of the kinds and with the shares that the bundled policy was taught
+(`trl_rewards.bundled.make`): about half are wrong. Columns: `prompt`, `chosen`, `rejected` (conversational), and
+`chosen_rating` and `rejected_rating` in [0, 4], for objectives that read them. The splits share no question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from trl_rewards import bundled
+from trl_rewards.bundled import make
+
+RATINGS = {"clean": 4.0, "bare": 3.0, "ramble": 2.0, "unhelpful": 1.0, "slip": 0.0, "guess": 0.0}
+
+
+def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
+    """A row: a question with a clean reply and a flawed one."""
+    shares = make.HABIT if question.habit else make.NOISE
+    flaws = [kind for kind in shares if kind != "clean"]
+    (flaw,) = rng.choices(flaws, [shares[kind] for kind in flaws])
+    return {
+        "prompt": [{"role": "user", "content": question.text}],
+        "chosen": [{"role": "assistant", "content": make.clean(rng, question)}],
+        "rejected": [{"role": "assistant", "content": make.REPLIES[flaw](rng, question)}],
+        "chosen_rating": RATINGS["clean"],
+        "rejected_rating": RATINGS[flaw],
+    }
+
+
+def questions(rng: random.Random, count: int, taken: set[str]) -> list[make.Question]:
+    """Different questions, as often of each kind as in the bundled data; their texts are added to `taken`."""
+    kinds, weights = list(make.TRAIN_SIZES), list(make.TRAIN_SIZES.values())
+    found: list[make.Question] = []
+    while len(found) < count:
+        question = make.TASKS[rng.choices(kinds, weights)[0]](rng)
+        if question.text not in taken:
+            taken.add(question.text)
+            found.append(question)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/reward/pairs"))
+    parser.add_argument("--train", type=int, default=8000, help="pairs to train on")
+    parser.add_argument("--test", type=int, default=400, help="pairs held out")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rng = random.Random(given.seed)
+    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    given.out.mkdir(parents=True, exist_ok=True)
+    for split, count in {"test": given.test, "train": given.train}.items():
+        rows = [json.dumps(pair(rng, question)) for question in questions(rng, count, taken)]
+        (given.out / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(f"{given.train} + {given.test} pairs -> {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Sampling and scoring without training: what `trl-rewards bon` runs."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trl_rewards.components import Context
+from trl_rewards.data import load_splits, map_columns, model_path
+from trl_rewards.errors import RecipeError
+from trl_rewards.models.pretrained import Loading, base_of_adapter, default_device, free_memory
+from trl_rewards.models.sampling import Sampled, WorkFile, load_sampler, sample_candidates
+from trl_rewards.pairs import (
+    Candidate,
+    Counts,
+    Group,
+    Sampling,
+    Selection,
+    best_row,
+    describe,
+    groups_of,
+    kto_rows,
+    make_pairs,
+    pair_rows,
+    sft_row,
+)
+from trl_rewards.pipeline import Pipeline
+from trl_rewards.recipe import Recipe
+from trl_rewards.samples import Samples, as_completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """What is sampled, and what is written of it."""
+
+    prompts: str
+    """Dataset: file, folder, `bundled:` or Hub name."""
+    split: str = "train"
+    limit: int | None = None
+    """Prompts at most; None: all."""
+    n: int = 8
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    format: Literal["bon", "pairs", "sft", "kto"] = "bon"
+    selection: Selection = field(default_factory=Selection)
+    """Of `pairs`."""
+    minimum: float | None = None
+    """Of `sft`: the lowest total that is kept."""
+    threshold: float | None = None
+    """Of `kto`: the lowest total with label True; None: the best and the worst."""
+    score_prompts: int = 128
+    """Prompts whose candidates the rewards are given at a time."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+
+
+def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: Loading, out: Path) -> str:
+    """Write a dataset of scored answers, JSONL or Parquet by its name; a summary in lines.
+
+    `loading.path` may be empty: then the policy is the recipe's. What an interrupted call sampled and scored is kept
+    beside `out` until it is whole; running statistics of shapers begin anew when scoring goes on.
+    """
+    recipe = Recipe.load(config, overrides, check_trl=False)
+    path = loading.path or recipe.trl.get("model_name_or_path") or ""
+    problems = [] if recipe.trains_policy else [f"trainer {recipe.trainer!r} has no rewards to score with"]
+    problems += [] if path else ["--model: a policy is needed, here or as model_name_or_path in the recipe"]
+    problems += [f"--out: {out} exists; delete it, or give another name"] if out.exists() else []
+    if out.suffix not in (".jsonl", ".parquet"):
+        problems.append(f"--out: must end in .jsonl or .parquet, got {out.name!r}")
+    if options.n < 1 or (options.n < 2 and options.format == "pairs"):
+        problems.append(f"--n: at least 1, and 2 for pairs; got {options.n}")
+    if problems:
+        raise RecipeError(problems, config)
+    dataset = _read_prompts(recipe, options)
+    pipeline = Pipeline.from_recipe(recipe)
+    if problems := pipeline.missing_columns(dataset.column_names):
+        raise RecipeError(problems, config)
+
+    work = out.with_name(out.name + ".unfinished")
+    drawn = _sample(dataset, options, _complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
+    groups = _score(dataset, drawn, pipeline, recipe, options, work / "scores.jsonl")
+    rows, said = _rows(groups, options)
+    if not rows:
+        raise RecipeError([f"no rows to write: {said}"], config)
+    _save(rows, out)
+    shutil.rmtree(work)
+    return f"{said}\n{len(rows)} rows -> {out}\nsignature {recipe.signature}"
+
+
+def _read_prompts(recipe: Recipe, options: BestOf) -> Any:
+    splits = load_splits(options.prompts)
+    if options.split not in splits:
+        there = ", ".join(splits)
+        raise RecipeError(
+            [f"--split: no split {options.split!r} in {options.prompts} (there is {there})"], recipe.source
+        )
+    dataset = map_columns(splits[options.split], recipe.dataset, recipe.source)
+    return dataset.select(range(min(options.limit or len(dataset), len(dataset))))
+
+
+def _complete(loading: Loading, path: str, base_dir: str) -> Loading:
+    """Names resolved; a folder with nothing but an adapter is its base model with the adapter on."""
+    path = model_path(path, base_dir)
+    if loading.adapter is None and (base := base_of_adapter(path, loading.revision)):
+        return replace(loading, path=model_path(base, base_dir), adapter=path, revision=None)
+    return replace(loading, path=path)
+
+
+def _sample(dataset: Any, options: BestOf, loading: Loading, work: Path) -> list[list[Sampled]]:
+    """n candidates per prompt; the policy is gone from memory before the rewards are loaded."""
+    given = {
+        name: dataset[name] if name in dataset.column_names else None for name in ("tools", "chat_template_kwargs")
+    }
+    drawn = sample_candidates(
+        load_sampler(loading, options.backend),
+        list(dataset["prompt"]),
+        options.n,
+        options.sampling,
+        seed=options.seed,
+        tools=given["tools"],
+        templates=given["chat_template_kwargs"],
+        work=work,
+        signature=f"{options.backend} {loading}",
+        progress=True,
+    )
+    gc.collect()
+    free_memory(default_device())
+    return drawn
+
+
+def _score(
+    dataset: Any, drawn: list[list[Sampled]], pipeline: Pipeline, recipe: Recipe, options: BestOf, work: Path
+) -> list[Group]:
+    """Every prompt with its scored candidates. Each chunk that is scored is a line of `work`."""
+    from rich.progress import track
+
+    held = [recipe.signature, [source.signature for source in pipeline.sources], options.score_prompts, drawn]
+    header = hashlib.blake2b(repr(held).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    keeper = WorkFile(work, header, "scores of another recipe or of other candidates")
+    device = default_device()
+    size = options.score_prompts
+    chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    names = [name for name in dataset.column_names if name != "prompt"]
+    kept = [name for name in names if name in ("tools", "chat_template_kwargs")]
+    groups: list[Group] = []
+    try:
+        if len(keeper.lines) < len(chunks):
+            pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
+        for number, chunk in enumerate(track(chunks, description="scoring", transient=True)):
+            rows = [dataset[row] for row in chunk]
+            ended = [each.ended for row in chunk for each in drawn[row]]
+            samples = Samples(
+                prompts=[row["prompt"] for row in rows for _ in range(options.n)],
+                completions=[
+                    as_completion(each.text, row["prompt"])
+                    for row, index in zip(rows, chunk, strict=True)
+                    for each in drawn[index]
+                ],
+                completion_ids=[each.ids for row in chunk for each in drawn[row]],
+                columns={name: [row[name] for row in rows for _ in range(options.n)] for name in names},
+            )
+            columns = [{name: row[name] for name in kept} for row in rows]
+            if number < len(keeper.lines):
+                groups += [
+                    Group(row["prompt"], [Candidate(*candidate) for candidate in candidates], extra)
+                    for row, candidates, extra in zip(rows, keeper.lines[number], columns, strict=True)
+                ]
+                continue
+            scored = groups_of(pipeline.score(samples, options.n, device=device), columns, ended)
+            keeper.append([group.candidates for group in scored])
+            groups += scored
+    finally:
+        pipeline.close()
+    return groups
+
+
+def _rows(groups: Sequence[Group], options: BestOf) -> tuple[list[dict[str, Any]], str]:
+    """The rows of the format, and what became of the candidates."""
+    totals = [candidate.total for group in groups for candidate in group.candidates]
+    there = [total for total in totals if not math.isnan(total)]
+    best = [row["total"] for group in groups if (row := best_row(group))]
+    said = f"{len(groups)} prompts x {options.n}: "
+    said += (
+        f"mean total {statistics.fmean(there):.4f}, best of {options.n} {statistics.fmean(best):.4f}, "
+        f"{len(totals) - len(there)} candidates without a score"
+        if there
+        else "no candidate has a score"
+    )
+    if options.format == "pairs":
+        rows, counts = [], Counts()
+        for group in groups:
+            pairs, counted = make_pairs(group, options.selection, options.seed)
+            rows += pair_rows(group, pairs)
+            counts += counted
+        return rows, f"{said}\n{describe(counts)}"
+    if options.format == "kto":
+        return [row for group in groups for row in kto_rows(group, options.threshold)], said
+    made = [sft_row(group, options.minimum) if options.format == "sft" else best_row(group) for group in groups]
+    return [row for row in made if row], said
+
+
+def _save(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".parquet":
+        from datasets import Dataset
+
+        Dataset.from_list(list(rows)).to_parquet(out)
+        return
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    out.write_text(text, encoding="utf-8", errors="surrogatepass")
