@@ -44,7 +44,7 @@ def test_the_ppo_guide_names_arguments_that_exist_and_none_that_went():
     same = next(line for line in moved.splitlines() if line.endswith("| the same |"))
     assert set(re.findall(r"`(\w+)`", same)) <= known
     own = {option.name for option in fields(PPOConfig)} - {f.name for f in fields(PPOConfig.__mro__[1])}
-    assert own <= set(re.findall(r"`(\w+)[:`]", GUIDES["ppo.md"])) | {"kl_horizon"}
+    assert own <= set(re.findall(r"`(\w+)[:`]", GUIDES["ppo.md"]))
     assert not set(_OLD_PPO_KEYS) & known
 
 

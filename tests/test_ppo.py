@@ -359,6 +359,13 @@ def test_wrong_combinations_are_refused_before_a_model_is_loaded(tmp_path):
         PPOTrainer(nowhere, args=arguments(tmp_path), train_dataset=PROMPTS)
     with pytest.raises(ValueError, match="64 prompts, and a generation batch takes 65 different ones"):
         PPOTrainer(nowhere, even, arguments(tmp_path, per_device_train_batch_size=65), train_dataset=PROMPTS)
+    args = arguments(tmp_path, reward_weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match="2 reward_weights for 1 reward_funcs"):
+        PPOTrainer(nowhere, even, args, train_dataset=PROMPTS)
+    blind = Pipeline([EvenTokens()], advantage=load_advantage("group_norm"))
+    args = arguments(tmp_path, kl_coef=0.1, num_generations=4)
+    with pytest.raises(ValueError, match="'group_norm' does not look at token rewards, where the KL penalty is"):
+        PPOTrainer(nowhere, args=args, train_dataset=PROMPTS, pipeline=blind)
     args = arguments(tmp_path, critic_model_name_or_path="elsewhere")
     with pytest.raises(ValueError, match="critic_model_name_or_path needs critic 'model'"):
         PPOTrainer(nowhere, even, args, train_dataset=PROMPTS, peft_config=LoraConfig(**LORA))

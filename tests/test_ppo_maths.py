@@ -127,11 +127,13 @@ def test_every_wrong_argument_is_named_at_once(tmp_path):
         "critic": "head",
         "loss_type": "cispo",
         "kl_coef": -1.0,
+        "scale_rewards": "batch",
     }
     with pytest.raises(ValueError, match="num_ppo_epochs") as caught:
         config(tmp_path, **wrong)
     for word in (
         "kl_coef must not",
+        "scale_rewards is GRPO's",
         "num_mini_batches",
         "cliprange must",
         "kl_in must",

@@ -422,6 +422,17 @@ def test_an_advantage_that_needs_a_critic_is_refused_without_one(problems, recip
     assert recipe(content | {"advantage": "masked"}).advantage.use == "masked"
 
 
+def test_ppo_takes_gae_by_itself_and_refuses_an_advantage_that_would_lose_its_kl(problems, recipe):
+    content = {"trainer": "ppo", "rewards": ["exact_match"]}
+    assert recipe(content).advantage.use == "gae"
+    wanted = "advantage: 'group_norm' does not look at token rewards, where PPO's KL penalty is"
+    assert one(problems(content | {"advantage": "group_norm"})).startswith(wanted)
+    for without in ({"kl_coef": 0.0}, {"kl_in": "loss"}):
+        assert (
+            recipe(content | {"advantage": "group_norm", "num_generations": 4} | without).advantage.use == "group_norm"
+        )
+
+
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 BASE = """

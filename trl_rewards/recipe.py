@@ -710,6 +710,16 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
         problems.append(
             f"advantage: {use!r} needs {', '.join(lacking)}, which trainer {recipe.trainer!r} does not have"
         )
+    if (
+        recipe.trainer == "ppo"
+        and "token_rewards" not in advantage.needs
+        and recipe.trl.get("kl_coef") != 0
+        and recipe.trl.get("kl_in", "reward") == "reward"
+    ):
+        problems.append(
+            f"advantage: {use!r} does not look at token rewards, where PPO's KL penalty is; set kl_in: loss, or "
+            f"kl_coef: 0 (got {recipe.trl.get('kl_coef', 'the default 0.05')})"
+        )
     if recipe.trainer == "rloo" and recipe.trl.get("beta") != 0:
         problems.append(
             "beta: RLOO puts its KL penalty into the advantage, so with `advantage:` it would be lost in silence; "

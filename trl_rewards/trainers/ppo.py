@@ -6,6 +6,7 @@ is TRL's clipped objective. TRL removed its PPO trainer after 1.12.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from trl_rewards.loading import as_reward, load_advantage
 from trl_rewards.maths import whiten_masked
 from trl_rewards.models.pretrained import Loading
 from trl_rewards.pipeline import Pipeline
+from trl_rewards.schedules import Schedule
+from trl_rewards.scoring import Source
 from trl_rewards.trainers.critic import Critic, adapter_critic, model_critic, value_loss
 from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
@@ -58,16 +61,13 @@ class PPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         **options: Any,
     ):
+        args = args or PPOConfig(f"{os.path.basename(str(getattr(model, 'name_or_path', model)))}-PPO")
         if pipeline is None:
-            if not reward_funcs:
-                raise ValueError("PPO needs rewards: give reward_funcs or pipeline")
-            given = (
-                [reward_funcs] if isinstance(reward_funcs, str | Reward) or callable(reward_funcs) else reward_funcs
-            )
-            pipeline, reward_funcs = Pipeline([as_reward(reward) for reward in given]), None
+            pipeline, reward_funcs = _pipeline_of(reward_funcs, args), None
+            args = copy.copy(args)
+            args.reward_weights = None  # the pipeline has them
         if pipeline.advantage is None:
             pipeline.advantage = load_advantage("gae")
-        args = args or PPOConfig(f"{os.path.basename(str(getattr(model, 'name_or_path', model)))}-PPO")
         lora = peft_config is not None or isinstance(model, PeftModel)
         needs_critic = "values" in pipeline.advantage.needs
         if needs_critic:
@@ -93,6 +93,12 @@ class PPOTrainer(GRPOTrainer):
         super()._check_arguments(args, pipeline)
         if not isinstance(args, PPOConfig):
             raise ValueError(f"PPOTrainer takes a PPOConfig, got {type(args).__name__}")
+        advantage = pipeline.advantage
+        if advantage and "token_rewards" not in advantage.needs and args.kl_coef != 0 and args.kl_in == "reward":
+            raise ValueError(
+                f"advantage {advantage.display_name!r} does not look at token rewards, where the KL penalty is; set "
+                f"kl_in='loss', or kl_coef=0 (got {args.kl_coef})"
+            )
 
     def _make_critic(self, args: PPOConfig, quantization_config: Any) -> Critic:
         policy = self.accelerator.unwrap_model(self.model)
@@ -355,6 +361,23 @@ def _whole(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask of prompts and completions, (n, P + t) each."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     return ids, torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+
+
+def _pipeline_of(reward_funcs: RewardFunction | Sequence[RewardFunction] | None, args: PPOConfig) -> Pipeline:
+    """What TRL takes as `reward_funcs` and `reward_weights`, as a pipeline. ValueError if they do not fit."""
+    if not reward_funcs:
+        raise ValueError("PPO needs rewards: give reward_funcs or pipeline")
+    one = isinstance(reward_funcs, str | Reward) or callable(reward_funcs)
+    rewards = [as_reward(reward) for reward in ([reward_funcs] if one else reward_funcs)]
+    weights = args.reward_weights or [1.0] * len(rewards)
+    if len(weights) != len(rewards):
+        raise ValueError(f"{len(weights)} reward_weights for {len(rewards)} reward_funcs")
+    return Pipeline(
+        [
+            Source(reward.display_name, reward, Schedule("constant", weight, weight))
+            for reward, weight in zip(rewards, weights, strict=True)
+        ]
+    )
 
 
 def _check_critic(args: PPOConfig, lora: bool) -> None:

@@ -123,6 +123,10 @@ class PPOConfig(GRPOConfig):
             problems.append(f"kl_coef must not be negative, got {self.kl_coef}")
         if self.kl_target is not None and self.kl_coef == 0:
             problems.append("kl_target adapts kl_coef, which is 0: give it a value to start from")
+        if self.kl_target is not None and self.kl_in == "loss":
+            problems.append("kl_target adapts the penalty of kl_in 'reward'")
+        if self.scale_rewards not in ("group", True):
+            problems.append("scale_rewards is GRPO's; PPO has whiten_advantages and whiten_rewards")
         if self.kl_estimator not in (None, *ESTIMATORS):
             problems.append(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}")
         if self.kl_in not in ("reward", "loss"):
