@@ -734,7 +734,6 @@ _OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and it
     "ref_adapter_name": "leave it out; the reference is the base without the adapter",
     "exp_name": "run_name",
     "dataset_num_proc": "leave it out; prompts are tokenised as they are used",
-    "ds3_gather_for_generation": "leave it out",
 }
 
 
