@@ -791,3 +791,29 @@ def test_two_processes_train_on_rewards_of_their_own_base(bases, rewards, tmp_pa
     assert len(result["grad_norms"]) == 3
     assert min(result["grad_norms"]) > 0
     assert result["files"] == [f"checkpoint-2/adapter_{name}" for name in ("config.json", "model.safetensors")]
+
+
+@pytest.mark.slow
+def test_what_the_reward_trainer_leaves_scores_the_same_on_the_policys_base(bases, tmp_path):
+    import trl
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer, load_objective
+
+    options = {"max_steps": 2, "learning_rate": 1e-2, "use_cpu": True, "bf16": False, "report_to": "none"}
+    rows = {"prompt": ["the cat"] * 8, "chosen": [" sat 3 times"] * 8, "rejected": [" ran"] * 8}
+    trainer = RewardTrainer(
+        bases["qwen2"],
+        args=trl.RewardConfig(str(tmp_path), save_strategy="no", disable_tqdm=True, **options),
+        train_dataset=Dataset.from_dict(rows),
+        peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules=ALL_LINEAR, layers_to_transform=[3]),
+        objective=load_objective("bradley_terry"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    shared = SharedBase(loading(bases["qwen2"]))
+    member = shared.add(str(tmp_path))
+    assert member.adapter.first_layer == 3
+    shared.bind(make_policy(bases["qwen2"]))
+    wanted = scores_apart(bases["qwen2"], str(tmp_path), quantized=False)
+    assert member.scorer.score_texts(TEXTS, True) == pytest.approx(wanted, rel=1e-4, abs=1e-4)

@@ -3,8 +3,8 @@
 What members share is computed once for all of them: heads alone share the whole decoder, LoRA in the last layers
 shares the layers below, LoRA in all layers shares no computing, only memory. PEFT's mixed batches (`adapter_names`)
 are not used: an adapter changes hidden states from its first layer on, so that a row goes through the base once per
-member whichever way, and the index copies of mixed batches made k passes slower (1.3 times in float32, 1.1 times in 4
-bits).
+member whichever way, and the index copies of mixed batches made it slower (1.05 times for k = 4 in
+benchmarks/shared_base.py).
 """
 
 from __future__ import annotations
