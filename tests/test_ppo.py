@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
-from trl_rewards import Pipeline, PPOConfig, PPOTrainer, Reward, TokenReward, load_advantage
+from trl_rewards import Pipeline, PPOConfig, PPOTrainer, Reward, TokenReward, load_advantage, load_combiner
 from trl_rewards.components import Advantage
 from trl_rewards.maths import whiten_masked
 
@@ -351,6 +351,73 @@ def test_two_processes_learn_what_one_does_with_a_critic_of_either_kind(policy_p
             assert second == pytest.approx(first, rel=1e-3, abs=1e-6)
 
 
+def test_several_reward_functions_add_up_by_their_weights_under_their_own_names(policy_path, tmp_path):
+    def one(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    args = arguments(tmp_path, max_steps=1, reward_weights=[1.0, 0.5, 0.25])
+    trainer = PPOTrainer(policy_path, [even, one, one], args, train_dataset=PROMPTS)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/one_1/mean"] == log["rewards/one_2/mean"] == 1.0
+    assert log["reward"] == pytest.approx(log["rewards/even/mean"] + 0.75)
+    assert args.reward_weights == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_the_critics_gradients_are_those_of_all_micro_batches_also_while_it_warms_up(policy_path, tmp_path, warmup):
+    """Of an optimiser step of two micro-batches, against one of the whole batch."""
+    norms = []
+    for size, accumulated in ((16, 1), (8, 2)):
+        args = arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=2,
+            critic_warmup_steps=warmup, generation_kwargs={"do_sample": False}, shuffle_dataset=False, num_ppo_epochs=1,
+        )  # fmt: skip
+        trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS, peft_config=LoraConfig(**LORA))
+        step, seen = trainer._step_critic, []
+
+        def watched(critic, step=step, seen=seen):
+            seen.append({name: weight.grad.clone() for name, weight in critic.trained.items()})
+            return step(critic)
+
+        trainer._step_critic = watched
+        trainer.critic.trained["value_head.weight"].data.fill_(0.1)  # a head of zeros gives LoRA no gradient
+        trainer.train()
+        norms.append(seen[0])
+    whole, parts = norms
+    assert any(gradient.abs().max() > 1e-6 for name, gradient in whole.items() if "lora_B" in name)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_making_a_critic_leaves_the_policys_random_stream_and_weights_alone(policy_path, tmp_path):
+    from peft import get_peft_model
+
+    from trl_rewards.trainers.critic import adapter_critic
+
+    policy = AutoModelForCausalLM.from_pretrained(policy_path)
+    policy = get_peft_model(policy, LoraConfig(**LORA, init_lora_weights="pissa"))
+    ids = torch.arange(5, 25)[None]
+    before, drawn = policy(ids).logits, torch.random.get_rng_state()
+    critic = adapter_critic(policy, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert torch.equal(policy(ids).logits, before)
+    with torch.no_grad(), critic.working(False):
+        assert critic.values(ids, torch.ones_like(ids), 4).tolist() == [[0.0] * 4]
+
+
+def test_a_critic_begins_as_the_reward_model_it_is_given(policy_path, reward_model_path, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    args = arguments(tmp_path, critic="model", critic_model_name_or_path=reward_model_path)
+    trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS)
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model_path, dtype=torch.float32).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad(), trainer.critic.working(False):
+        found = trainer.critic.values(torch.cat([ids, ids[:, :1]], dim=1), torch.ones(1, 21, dtype=torch.long), 1)
+        assert found.item() == pytest.approx(model(ids).logits.item(), abs=1e-5)
+
+
 def test_wrong_combinations_are_refused_before_a_model_is_loaded(tmp_path):
     nowhere = str(tmp_path / "no-model")
     with pytest.raises(ValueError, match="critic 'adapter' needs a policy with LoRA"):
@@ -366,6 +433,12 @@ def test_wrong_combinations_are_refused_before_a_model_is_loaded(tmp_path):
     args = arguments(tmp_path, kl_coef=0.1, num_generations=4)
     with pytest.raises(ValueError, match="'group_norm' does not look at token rewards, where the KL penalty is"):
         PPOTrainer(nowhere, args=args, train_dataset=PROMPTS, pipeline=blind)
+    args = arguments(tmp_path)
+    with pytest.raises(ValueError, match="advantage 'group_norm' compares the completions of a prompt"):
+        PPOTrainer(nowhere, args=args, train_dataset=PROMPTS, pipeline=blind)
+    sums = Pipeline([EvenTokens()], combine=load_combiner("normalize_then_sum"))
+    with pytest.raises(ValueError, match="combine 'normalize_then_sum' compares the completions of a prompt"):
+        PPOTrainer(nowhere, args=args, train_dataset=PROMPTS, pipeline=sums)
     args = arguments(tmp_path, critic_model_name_or_path="elsewhere")
     with pytest.raises(ValueError, match="critic_model_name_or_path needs critic 'model'"):
         PPOTrainer(nowhere, even, args, train_dataset=PROMPTS, peft_config=LoraConfig(**LORA))

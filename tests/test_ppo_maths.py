@@ -94,6 +94,9 @@ def test_the_kl_coefficient_moves_toward_its_target_at_most_a_fifth_at_a_time():
     assert kl.coefficient == pytest.approx(0.1 * 1.005 * 1.02)
     kl.update(0.0, sequences=100)
     assert kl.coefficient == pytest.approx(0.1 * 1.005 * 1.02 * 0.98)
+    hasty = KLController(0.1, target=6.0, horizon=1)
+    hasty.update(0.0, sequences=100)
+    assert hasty.coefficient == 0.05
     fixed = KLController(0.1)
     fixed.update(60.0, 100)
     assert fixed.coefficient == 0.1

@@ -433,6 +433,15 @@ def test_ppo_takes_gae_by_itself_and_refuses_an_advantage_that_would_lose_its_kl
         )
 
 
+def test_ppo_says_what_is_wrong_with_its_critic_and_names_before_anything_is_loaded(problems):
+    content = {"trainer": "ppo", "rewards": ["exact_match"], "output_dir": "out", "use_cpu": True}
+    assert "critic 'adapter' needs a policy with LoRA" in one(problems(content | {"critic": "adapter"}))
+    assert one(problems(content | {"beta": 0.0})) == "beta: PPO has it under another name: kl_coef"
+    assert one(problems(content | {"num_iterations": 1})).endswith("another name: num_ppo_epochs")
+    assert "eos_token_id" in one(problems(content | {"generation_kwargs": {"eos_token_id": 7}}))
+    assert "reduce_lr_on_plateau" in one(problems(content | {"lr_scheduler_type": "reduce_lr_on_plateau"}))
+
+
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 BASE = """

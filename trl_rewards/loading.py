@@ -49,9 +49,10 @@ def as_reward(given: Any) -> Reward:
         return reward
     if not callable(given):
         raise TypeError(f"a reward is a function, a Reward or the name of a reward model, got {given!r}")
-    function = FunctionReward(path=getattr(given, "__name__", type(given).__name__))
-    function.use(given)
-    return function
+    reward = FunctionReward(path=getattr(given, "__name__", type(given).__name__))
+    reward.use(given)
+    setattr(reward, "__name__", reward.path)  # noqa: B010 (a checker knows no such field; TRL names metrics by it)
+    return reward
 
 
 def load_combiner(use: str, /, **options: Any) -> Combiner:

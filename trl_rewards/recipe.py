@@ -728,6 +728,13 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
     return problems
 
 
+PPO_NAMES = {  # GRPO's arguments that PPO has under another name
+    "num_iterations": "num_ppo_epochs",
+    "beta": "kl_coef",
+    "epsilon": "cliprange",
+    "steps_per_generation": "num_mini_batches",
+    "generation_batch_size": "num_mini_batches",
+}
 _OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and its script
     "gamma": "advantage: {use: gae, with: {gamma: …}}",
     "lam": "advantage: {use: gae, with: {lam: …}}",
@@ -739,7 +746,7 @@ _OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and it
     "local_rollout_forward_batch_size": "per_device_train_batch_size",
     "num_sample_generations": "log_completions",
     "stop_token": "leave it out; completions end at the model's own end tokens",
-    "stop_token_id": "generation_kwargs: {eos_token_id: …}",
+    "stop_token_id": "leave it out; completions end at the model's own end tokens (its generation_config)",
     "model_adapter_name": "leave it out; use_peft makes the adapter",
     "ref_adapter_name": "leave it out; the reference is the base without the adapter",
     "exp_name": "run_name",
@@ -757,6 +764,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
         if key == "env":
             if not isinstance(value, dict | None):
                 problems.append(f"env: must map names to values, got {value!r}")
+        elif recipe.trainer == "ppo" and key in PPO_NAMES:
+            problems.append(f"{key}: PPO has it under another name: {PPO_NAMES[key]}")
         elif key not in fields and recipe.trainer == "ppo" and key in _OLD_PPO_KEYS:
             problems.append(f"{key}: a key of TRL's own PPO (until 1.12); here: {_OLD_PPO_KEYS[key]}")
         elif key not in fields:
@@ -778,10 +787,19 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
         problems += refused_arguments(recipe.trl)
     if not problems:
         try:
-            parse_trl(recipe)
+            _, training, model, _ = parse_trl(recipe)
+            if _needs_critic(recipe):
+                training.check_critic(lora=bool(model.use_peft))
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"TRL refuses these arguments: {error}")
     return problems
+
+
+def _needs_critic(recipe: Recipe) -> bool:
+    if recipe.trainer != "ppo" or recipe.advantage is None:
+        return False
+    advantage, _ = build("advantage", recipe.advantage.use, recipe.advantage.options, recipe.base_dir)
+    return advantage is not None and "values" in advantage.needs
 
 
 def _type_text(annotation: Any) -> str:

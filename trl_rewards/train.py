@@ -127,31 +127,41 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         "dtype": "bfloat16" if quantization and not recipe.trains_policy else model_args.dtype,
     } | (training_args.model_init_kwargs or {})
     model = data.model_path(model_args.model_name_or_path, recipe.base_dir)
+    if recipe.trainer == "ppo" and training_args.critic_model_name_or_path:
+        critic = data.model_path(training_args.critic_model_name_or_path, recipe.base_dir)
+        _check_model("critic_model_name_or_path", critic, None, training_args.trust_remote_code, recipe.source)
+        training_args.critic_model_name_or_path = critic
     if recipe.objective is None:  # an objective may bring an architecture of its own
-        _check_model(model, model_args, training_args.trust_remote_code, recipe.source)
-    trainer = trainers.trainer_class(recipe.trainer)(
-        model=model,
-        args=training_args,
-        train_dataset=train_data,
-        eval_dataset=eval_data,
-        quantization_config=quantization,
-        peft_config=_peft_config(model_args, recipe),
-        **ours,
-    )
+        remote = training_args.trust_remote_code
+        _check_model("model_name_or_path", model, model_args.model_revision, remote, recipe.source)
+    try:
+        trainer = trainers.trainer_class(recipe.trainer)(
+            model=model,
+            args=training_args,
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            quantization_config=quantization,
+            peft_config=_peft_config(model_args, recipe),
+            **ours,
+        )
+    except ValueError as error:  # arguments that do not go together, in TRL's words or ours
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError([str(error)], recipe.source) from error
     _add_callbacks(trainer, recipe)
     load_plugins().tell("trainer_ready", trainer=trainer, recipe=recipe)
     return trainer, training_args
 
 
-def _check_model(path: str, model_args: Any, trust_remote_code: bool, source: str) -> None:
+def _check_model(key: str, path: str, revision: str | None, trust_remote_code: bool, source: str) -> None:
     """RecipeError if there is no such model: sources should not be set up for nothing."""
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(path, revision=model_args.model_revision, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
-        problem = f"model_name_or_path: no model {model_args.model_name_or_path!r}: {said}"
+        problem = f"{key}: no model {path!r}: {said}"
         raise RecipeError([problem], source) from error
 
 

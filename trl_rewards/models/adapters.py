@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -68,6 +68,19 @@ def adapter_parameters(model: Any, name: str) -> dict[str, torch.nn.Parameter]:
         if path.split(".")[0] == name
     }
     return {path: parameter for path, parameter in model.named_parameters() if id(parameter) in own}
+
+
+@contextmanager
+def left_out(model: Any, names: Iterable[str]) -> Generator[None]:
+    """The PEFT model saves itself without these adapters inside."""
+    configs = dict(model.peft_config)
+    for name in names:
+        del model.peft_config[name]
+    try:
+        yield
+    finally:
+        model.peft_config.clear()
+        model.peft_config.update(configs)
 
 
 def trunk_of(model: Any) -> Any:

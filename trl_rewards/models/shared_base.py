@@ -122,18 +122,6 @@ class SharedBase:
         """Names of the rewards' adapters in the model: frozen, and no part of the policy."""
         return [_name(index) for index, member in enumerate(self.members) if member.adapter.config is not None]
 
-    @contextmanager
-    def left_out(self) -> Generator[None]:
-        """The model saves the policy's adapters alone inside: the rewards' have folders of their own already."""
-        configs = dict(self.model.peft_config)
-        for name in self.adapters:
-            del self.model.peft_config[name]
-        try:
-            yield
-        finally:
-            self.model.peft_config.clear()
-            self.model.peft_config.update(configs)
-
     def _bind_group(self, options: _Options, indices: list[int]) -> None:
         members = [self.members[index] for index in indices]
         names = [_name(index) if self.members[index].adapter.config is not None else None for index in indices]

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from trl_rewards.errors import RewardError
 from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using
-from trl_rewards.models.pretrained import Loading, load_pretrained
+from trl_rewards.models.pretrained import Loading, base_of_adapter, load_pretrained
+from trl_rewards.scoring import private_randomness
 
 ADAPTER = "critic"
 
@@ -41,10 +42,13 @@ class Critic:
         head: torch.nn.Linear,
         trained: dict[str, torch.nn.Parameter],
         working: Callable[[bool], AbstractContextManager[Any]],
+        in_policy: bool = False,
     ):
         self._trunk, self._head = trunk, head
         self.trained = trained | {f"value_head.{name}": weight for name, weight in head.named_parameters()}
         """Name -> parameter of everything that learns."""
+        self.in_policy = in_policy
+        """Whether it is an adapter in the policy's own model, called `ADAPTER`."""
         self.working = working
         """`with critic.working(training):` around `values` and the backward pass, which recomputes under gradient
         checkpointing."""
@@ -77,13 +81,13 @@ def adapter_critic(policy: Any, seed: int) -> Critic:
     config = copy.deepcopy(policy.peft_config[policy.active_adapter])
     config.lora_dropout = 0.0  # values of a rollout and of its training should differ by what was learnt only
     config.modules_to_save = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the same on every process, and the policy's random streams stay where they were
+    config.init_lora_weights = True  # PiSSA and its like would change the base, and with it the policy
+    with private_randomness(seed):  # the same on every process, and the policy's random streams stay where they were
         add_adapter(policy, ADAPTER, config)
     trunk = trunk_of(policy)
     head = _head(trunk.config.get_text_config().hidden_size, next(policy.parameters()).device)
     trained = adapter_parameters(policy, ADAPTER)
-    return Critic(trunk, head, trained, lambda training: using(policy, ADAPTER, training=training))
+    return Critic(trunk, head, trained, lambda training: using(policy, ADAPTER, training=training), in_policy=True)
 
 
 def model_critic(loading: Loading, peft_config: Any, seed: int, gradient_checkpointing: bool = False) -> Critic:
@@ -91,25 +95,34 @@ def model_critic(loading: Loading, peft_config: Any, seed: int, gradient_checkpo
 
     With a `peft_config` its trunk is trained by LoRA, else as a whole. RewardError if it cannot be loaded.
     """
-    with torch.random.fork_rng(devices=[]):  # a head that the checkpoint lacks is drawn, and then replaced
+    if base_of_adapter(loading.path, loading.revision):
+        raise RewardError(
+            f"critic_model_name_or_path: {loading.path!r} is a LoRA adapter; merge it into a model first "
+            "(peft: AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(…))"
+        )
+    with private_randomness(seed):  # a head that the checkpoint lacks is drawn, and then replaced
         model, fresh = load_pretrained(AutoModelForSequenceClassification, loading, num_labels=1)
     named = dict(model.named_children())
-    if "score" not in named:
-        raise RewardError(f"critic: {type(model).__name__} of {loading.path!r} has no head called `score`")
+    if not isinstance(named.get("score"), torch.nn.Linear):
+        raise RewardError(f"critic: {type(model).__name__} of {loading.path!r} has no linear head called `score`")
     trunk = trunk_of(model)
     if peft_config is not None:
         from peft import inject_adapter_in_model
 
         config = copy.deepcopy(peft_config)
         config.task_type, config.modules_to_save, config.lora_dropout = None, None, 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with private_randomness(seed):
             inject_adapter_in_model(config, model, ADAPTER)  # layers have the names that they have in the policy
+        for weight in trunk.parameters():
+            if weight.requires_grad:  # in bfloat16 most steps would be too small to move it
+                weight.data = weight.data.float()
     else:
         model.requires_grad_(True)
     head = _head(model.config.get_text_config().hidden_size, next(trunk.parameters()).device)
     if not any(name.startswith("score.") for name in fresh):
         head.weight.data.copy_(named["score"].weight.data)
+        if named["score"].bias is not None:
+            head.bias.data.copy_(named["score"].bias.data)
     del model.score
     if gradient_checkpointing:
         trunk.gradient_checkpointing_enable({"use_reentrant": False})

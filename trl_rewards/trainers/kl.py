@@ -31,7 +31,8 @@ class KLController:
     """The KL coefficient; with a target, one that moves toward it.
 
     https://huggingface.co/papers/1909.08593, section 2.2: after n sequences whose KL sums to `kl` on average, the
-    coefficient is multiplied by 1 + n/horizon · clip(kl/target - 1, -0.2, 0.2).
+    coefficient is multiplied by 1 + n/horizon · clip(kl/target - 1, -0.2, 0.2). Never by less than a half: with a
+    batch much larger than the horizon the formula would make it negative.
     """
 
     coefficient: float
@@ -42,7 +43,7 @@ class KLController:
         """Look at a batch: its mean KL per sequence in nats, and how many sequences it had."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.coefficient *= 1 + error * sequences / self.horizon
+            self.coefficient *= max(1 + error * sequences / self.horizon, 0.5)
 
     def state_dict(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient}

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
+from trl_rewards.models.adapters import left_out
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.shared_base import SharedBase
 from trl_rewards.pipeline import Pipeline
@@ -261,8 +262,13 @@ class PipelineMixin(_Trainer):
         save_state(folder, self.accelerator.process_index, self.pipeline.signature, self._committed_state)
 
     def _save(self, output_dir=None, state_dict=None):
-        with self.shared_base.left_out() if self.shared_base is not None else nullcontext():
+        names = self._foreign_adapters()
+        with left_out(self.accelerator.unwrap_model(self.model), names) if names else nullcontext():
             super()._save(output_dir, state_dict)
+
+    def _foreign_adapters(self) -> list[str]:
+        """Adapters in the policy's model that are no part of the policy, and are kept elsewhere."""
+        return self.shared_base.adapters if self.shared_base is not None else []
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import get_scheduler
@@ -22,15 +21,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
 from trl_rewards.maths import whiten_masked
-from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import Source
-from trl_rewards.trainers.critic import Critic, adapter_critic, model_critic, value_loss
+from trl_rewards.testing import make_batch, make_scores
+from trl_rewards.trainers.critic import ADAPTER, Critic, adapter_critic, model_critic, value_loss
 from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
 from trl_rewards.trainers.mixin import own_tokens
 from trl_rewards.trainers.ppo_config import PPOConfig
+from trl_rewards.trainers.sharing import splits_weights
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +63,18 @@ class PPOTrainer(GRPOTrainer):
         **options: Any,
     ):
         args = args or PPOConfig(f"{os.path.basename(str(getattr(model, 'name_or_path', model)))}-PPO")
+        if not isinstance(args, PPOConfig):
+            raise ValueError(f"PPOTrainer takes a PPOConfig, got {type(args).__name__}")
         if pipeline is None:
             pipeline, reward_funcs = _pipeline_of(reward_funcs, args), None
             args = copy.copy(args)
             args.reward_weights = None  # the pipeline has them
         if pipeline.advantage is None:
             pipeline.advantage = load_advantage("gae")
-        lora = peft_config is not None or isinstance(model, PeftModel)
         needs_critic = "values" in pipeline.advantage.needs
         if needs_critic:
-            _check_critic(args, lora)
+            args.check_critic(lora=peft_config is not None or isinstance(model, PeftModel))
+            _check_sharding(args)
         self.critic: Critic | None = None
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         super().__init__(
@@ -85,15 +88,21 @@ class PPOTrainer(GRPOTrainer):
             **options,
         )
         if needs_critic:
-            _check_sharding(self.accelerator)
             self.critic = self._make_critic(args, quantization_config)
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
         super()._check_arguments(args, pipeline)
-        if not isinstance(args, PPOConfig):
-            raise ValueError(f"PPOTrainer takes a PPOConfig, got {type(args).__name__}")
         advantage = pipeline.advantage
+        if advantage and "ref_logps" in advantage.needs and args.kl_coef == 0:
+            raise ValueError(
+                f"advantage {advantage.display_name!r} needs ref_logps, which there are none of with kl_coef 0"
+            )
+        if args.num_generations == 1 and (blind := _blind_to_single_rows(pipeline)):
+            raise ValueError(
+                f"{blind} compares the completions of a prompt, and num_generations is 1: nothing would be learnt; "
+                "set num_generations to 2 or more, or use another"
+            )
         if advantage and "token_rewards" not in advantage.needs and args.kl_coef != 0 and args.kl_in == "reward":
             raise ValueError(
                 f"advantage {advantage.display_name!r} does not look at token rewards, where the KL penalty is; set "
@@ -116,6 +125,11 @@ class PPOTrainer(GRPOTrainer):
             device=self.accelerator.device,
             trust_remote_code=args.trust_remote_code,
         )
+        if args.critic_model_name_or_path and load_tokenizer(loading).get_vocab() != self._tokenizer.get_vocab():
+            raise ValueError(
+                f"critic_model_name_or_path: {loading.path!r} has another vocabulary than the policy, whose token ids "
+                "it would read; take a model of the policy's family"
+            )
         return model_critic(
             loading,
             lora.active_peft_config if lora is not None else None,
@@ -133,9 +147,13 @@ class PPOTrainer(GRPOTrainer):
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _end_ids(self) -> set[int]:
-        """Ids of tokens that end a completion."""
+        """Ids of tokens that end a completion, as TRL has them."""
         declared = self.accelerator.unwrap_model(self.model).generation_config.eos_token_id
         return {self._tokenizer.eos_token_id, *([declared] if isinstance(declared, int) else declared or [])}
+
+    def _foreign_adapters(self) -> list[str]:
+        in_policy = self.critic is not None and self.critic.in_policy
+        return [*super()._foreign_adapters(), *([ADAPTER] if in_policy else [])]
 
     def _with_tokens(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
         if "pixel_values" in output and self.critic is not None:
@@ -149,7 +167,15 @@ class PPOTrainer(GRPOTrainer):
         self._metrics[mode]["missing_eos"].append(unfinished.float().mean().item())
         if self.args.missing_eos_penalty is not None:
             batch = batch._replace(rewards=batch.rewards - self.args.missing_eos_penalty * unfinished)
+            self._metrics[mode]["reward/after_eos_penalty"].append(batch.rewards.nanmean().item())
+        assert self.pipeline is not None
+        assert self.pipeline.advantage is not None
+        needs = self.pipeline.advantage.needs
         logps = ref_logps = None
+        if "logps" in needs:
+            logps = self._gathered(self._rollout_logps(output))
+        if "ref_logps" in needs:
+            ref_logps = self._gathered(output["ref_per_token_logps"])
         kl = torch.zeros_like(local_mask, dtype=torch.float32)
         if self.kl.coefficient != 0 and self.args.kl_in == "reward":
             local_logps, local_ref = self._rollout_logps(output), output["ref_per_token_logps"]
@@ -174,7 +200,7 @@ class PPOTrainer(GRPOTrainer):
         self._metrics[mode]["kl"].append(kl.sum().item() / max(mask.sum().item(), 1))
         self._metrics[mode]["kl/sequence"].append(per_sequence)
         self._metrics[mode]["kl/coefficient"].append(self.kl.coefficient)
-        if mode == "train":
+        if mode == "train" and not self._critic_warms_up():  # then the policy has not moved
             self.kl.update(per_sequence, len(kl))
 
     def _rollout_logps(self, output: dict[str, Any]) -> torch.Tensor:
@@ -242,10 +268,16 @@ class PPOTrainer(GRPOTrainer):
     def training_step(self, model, inputs, num_items_in_batch):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.critic is not None:
-            if self.state.global_step < self.args.critic_warmup_steps:
-                model.zero_grad(set_to_none=True)  # without gradients the optimiser passes the policy over
+            if self._critic_warms_up():
+                kept = {id(parameter) for parameter in self.critic.trained.values()}
+                for parameter in model.parameters():
+                    if id(parameter) not in kept:
+                        parameter.grad = None  # without gradients the optimiser passes the policy over
             self._train_critic(self.critic, self._batch)
         return loss
+
+    def _critic_warms_up(self) -> bool:
+        return self.critic is not None and self.state.global_step < self.args.critic_warmup_steps
 
     def _train_critic(self, critic: Critic, inputs: dict[str, Any]) -> None:
         """One micro-batch of the value loss; an optimiser step where the policy makes one."""
@@ -369,26 +401,29 @@ def _pipeline_of(reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
         raise ValueError("PPO needs rewards: give reward_funcs or pipeline")
     one = isinstance(reward_funcs, str | Reward) or callable(reward_funcs)
     rewards = [as_reward(reward) for reward in ([reward_funcs] if one else reward_funcs)]
+    names = [reward.display_name for reward in rewards]
     weights = args.reward_weights or [1.0] * len(rewards)
     if len(weights) != len(rewards):
         raise ValueError(f"{len(weights)} reward_weights for {len(rewards)} reward_funcs")
     return Pipeline(
         [
-            Source(reward.display_name, reward, Schedule("constant", weight, weight))
-            for reward, weight in zip(rewards, weights, strict=True)
+            Source(name if names.count(name) == 1 else f"{name}_{index}", reward, Schedule("constant", weight, weight))
+            for index, (name, reward, weight) in enumerate(zip(names, rewards, weights, strict=True))
         ]
     )
 
 
-def _check_critic(args: PPOConfig, lora: bool) -> None:
-    if args.critic == "adapter" and not lora:
-        raise ValueError(
-            "critic 'adapter' needs a policy with LoRA: give a peft_config (use_peft: true), or critic 'model'"
-        )
-    if args.critic == "auto" and lora and args.critic_model_name_or_path is not None:
-        raise ValueError("critic_model_name_or_path needs critic 'model': with LoRA the critic is an adapter")
-    if args.fp16:
-        raise ValueError("fp16 needs a scaled loss, which the critic does not have; use bf16")
+def _blind_to_single_rows(pipeline: Pipeline) -> str | None:
+    """The combiner or advantage that makes nothing of different rewards if each is of another prompt, tried out."""
+    rows = [0.0, 1.0, 2.0, 4.0]
+    batch = make_batch(rows, group_size=1)
+    scores = make_scores([[row] * len(pipeline.sources) for row in rows], group_size=1)
+    if not copy.deepcopy(pipeline.combine)(scores, batch.samples).any():
+        return f"combine {pipeline.combine.display_name!r}"
+    advantage = pipeline.advantage
+    if advantage is not None and not copy.deepcopy(advantage)(batch).any():
+        return f"advantage {advantage.display_name!r}"
+    return None
 
 
 def _quantization(config: Any) -> Literal["4bit", "8bit"] | None:
@@ -397,17 +432,16 @@ def _quantization(config: Any) -> Literal["4bit", "8bit"] | None:
     return "4bit" if config.load_in_4bit else "8bit" if config.load_in_8bit else None
 
 
-def _check_sharding(accelerator: Any) -> None:
-    """ValueError where the critic's weights would be in pieces."""
-    kind = accelerator.distributed_type
-    if kind == DistributedType.FSDP or (
-        kind == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3
-    ):
+def _check_sharding(args: PPOConfig) -> None:
+    """ValueError where the critic's weights would be in pieces, or the policy could not be held still."""
+    if splitter := splits_weights(args):
         raise ValueError(
-            f"PPO's critic cannot be trained under {kind.value.upper()}, which splits its weights; use DDP, with LoRA "
-            "on a 4-bit base where memory is short, or an advantage without a critic"
+            f"PPO's critic cannot be trained under {splitter}, which splits weights; use DDP, with LoRA on a 4-bit "
+            "base where memory is short, or an advantage without a critic"
         )
-    if kind == DistributedType.DEEPSPEED:
-        logger.warning(
-            "PPO's critic under DeepSpeed ZeRO-%s has not been tried", accelerator.deepspeed_plugin.zero_stage
-        )
+    if args.deepspeed_plugin is not None:
+        if args.critic_warmup_steps:
+            raise ValueError(
+                "critic_warmup_steps: DeepSpeed moves the policy with every gradient; set it to 0, or use DDP"
+            )
+        logger.warning("PPO's critic under DeepSpeed has not been tried")

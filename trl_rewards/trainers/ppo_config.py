@@ -6,16 +6,10 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from trl_rewards.recipe import PPO_NAMES
 from trl_rewards.trainers.kl import ESTIMATORS
 
 LOSS_TYPES = ("dapo", "bnpo", "grpo", "dr_grpo")
-GIVEN_BY_ANOTHER_NAME = {  # GRPO's name -> PPO's
-    "num_iterations": "num_ppo_epochs",
-    "beta": "kl_coef",
-    "epsilon": "cliprange",
-    "steps_per_generation": "num_mini_batches",
-    "generation_batch_size": "num_mini_batches",
-}
 
 
 @dataclass
@@ -111,9 +105,9 @@ class PPOConfig(GRPOConfig):
         }
         for name, allowed in own.items():
             if (given := getattr(self, name)) not in allowed:
-                problems.append(f"{name}={given} has another name here: {GIVEN_BY_ANOTHER_NAME[name]}")
+                problems.append(f"{name}={given} has another name here: {PPO_NAMES[name]}")
         for name in ("num_generations", "num_ppo_epochs", "num_mini_batches"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name):
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "missing_eos_penalty"):
             value = getattr(self, name)
@@ -142,7 +136,25 @@ class PPOConfig(GRPOConfig):
         if self.loss_type not in LOSS_TYPES:
             problems.append(f"loss_type must be one of {', '.join(LOSS_TYPES)} (how tokens are averaged), got "
                             f"{self.loss_type!r}")  # fmt: skip
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            problems.append(
+                "lr_scheduler_type 'reduce_lr_on_plateau' waits for evaluations, which the critic has none of"
+            )
+        if isinstance(self.generation_kwargs, dict) and "eos_token_id" in self.generation_kwargs:
+            problems.append("generation_kwargs: TRL cuts completions at the model's own end tokens and not at this "
+                            "eos_token_id; set it in the model's generation_config")  # fmt: skip
         if self.importance_sampling_level != "token":
             problems.append("importance_sampling_level must be 'token': PPO's advantages are one per token")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def check_critic(self, lora: bool) -> None:
+        """ValueError if the critic asked for cannot go with a policy that is trained with LoRA, or without."""
+        if self.critic == "adapter" and not lora:
+            raise ValueError(
+                "critic 'adapter' needs a policy with LoRA: give a peft_config (use_peft: true), or critic 'model'"
+            )
+        if self.critic == "auto" and lora and self.critic_model_name_or_path is not None:
+            raise ValueError("critic_model_name_or_path needs critic 'model': with LoRA the critic is an adapter")
+        if self.fp16:
+            raise ValueError("fp16 needs a scaled loss, which the critic does not have; use bf16")

@@ -12,6 +12,13 @@ from trl_rewards.models.shared_base import SharedBase
 from trl_rewards.pipeline import Pipeline
 
 
+def splits_weights(args: Any) -> str | None:
+    """What keeps a model's weights in pieces on the ranks under these training arguments: ZeRO-3 or FSDP."""
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        return "ZeRO-3"
+    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" or args.fsdp else None
+
+
 def policy_base(pipeline: Pipeline, model: Any, args: Any) -> SharedBase | None:
     """The base of a policy that is not loaded yet, for the sources that run on it; None where none does.
 
@@ -32,12 +39,10 @@ def policy_base(pipeline: Pipeline, model: Any, args: Any) -> SharedBase | None:
                     f"{name}: {source.name!r} runs on the policy's base, which it must have left before training goes "
                     f"on; leave {name} out, or give the source a model of its own (`path:`)"
                 )
-    plugin = args.deepspeed_plugin if args is not None else None
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if zero3 or os.environ.get("ACCELERATE_USE_FSDP") == "true" or (args is not None and args.fsdp):
+    if args is not None and (splitter := splits_weights(args)):
         raise ValueError(
             f"{', '.join(source.name for source in sharing)}: rewards on the policy's base need it whole on each "
-            f"rank, and {'ZeRO-3' if zero3 else 'FSDP'} splits it; use DDP or ZeRO-2 (a 4-bit base is small), or give "
+            f"rank, and {splitter} splits it; use DDP or ZeRO-2 (a 4-bit base is small), or give "
             "each source a model of its own (`path:`)"
         )
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
