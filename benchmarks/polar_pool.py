@@ -126,7 +126,7 @@ def measure(out: Path, run: Path) -> dict[str, dict[str, float]]:
     reference = out / "policies" / REFERENCE
     judge = AutoModelForCausalLM.from_pretrained(reference).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(reference)
-    rows, exact = bundled.load_data()["test"], load_reward("exact_match", take="last_word")
+    rows, exact = bundled.load_data()["test"][:], load_reward("exact_match", take="last_word")
     found = {}
     for name, model in {"before": "bundled:tiny", "after": str(run), "reference policy": str(reference)}.items():
         policy = Policy(model=model, top_p=1.0, top_k=0)
