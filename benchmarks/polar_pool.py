@@ -1,6 +1,6 @@
 """The policies that recipes/polar/cpu-*.yaml learn from, and a check of what they learned.
 
-    python benchmarks/polar_pool.py                              # writes runs/polar, a minute
+    python benchmarks/polar_pool.py                              # writes runs/polar; eight CPU minutes
     python benchmarks/polar_pool.py --measure runs/polar/grpo    # after the recipes
 
 The bundled policy is trained for some more steps on replies of one kind, once for each kind in `KINDS`; with the
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from trl_rewards_polar.triples import Generation, Policy, generate
 from trl_rewards import bundled, load_reward
 from trl_rewards.bundled import make
 
-REFERENCE = "plain"
+REFERENCE = "clean"
+# One sentence after its working, in tags. The bundled policy also guesses, chatters and leaves tags out.
+FORM = re.compile(rf"<think>(?!\?|{'|'.join(make.GUESSING)})[^<>]*</think><answer>[^<>.?]*\.</answer>")
 
 
 def sentence(rng: random.Random, q: make.Question) -> str:
@@ -126,7 +129,7 @@ def measure(out: Path, run: Path) -> dict[str, dict[str, float]]:
     reference = out / "policies" / REFERENCE
     judge = AutoModelForCausalLM.from_pretrained(reference).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(reference)
-    rows, exact = bundled.load_data()["test"], load_reward("exact_match", take="last_word")
+    rows, exact = bundled.load_data()["test"][:], load_reward("exact_match", take="last_word")
     found = {}
     for name, model in {"before": "bundled:tiny", "after": str(run), "reference policy": str(reference)}.items():
         policy = Policy(model=model, top_p=1.0, top_k=0)
@@ -137,7 +140,7 @@ def measure(out: Path, run: Path) -> dict[str, dict[str, float]]:
             "log-likelihood per token under the reference policy": log_likelihood(
                 judge, tokenizer, rows["prompt"], replies
             ),
-            "in its form": sum("\n" in reply and "<" not in reply for reply in replies) / len(replies),
+            "in its form": sum(FORM.fullmatch(reply) is not None for reply in replies) / len(replies),
             "right": sum(score or 0.0 for score in right) / len(replies),
         }
     return found

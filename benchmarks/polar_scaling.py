@@ -49,7 +49,7 @@ from trl_rewards_polar.triples import Generation, Policy, build_triples, save_tr
 from trl_rewards import load_reward
 from trl_rewards.train import quieten_libraries, train
 
-SIZES = {"20k": (32, 2), "70k": (48, 3), "190k": (80, 3), "650k": (128, 4), "1.8M": (192, 5)}  # width, layers
+SIZES = {"5k": (16, 2), "20k": (32, 2), "70k": (48, 3), "120k": (64, 3), "190k": (80, 3)}  # width, layers
 TRAITS, FAMILIES, MEMBERS = 8, 10, 3
 HELD_OUT = (8, 9)  # families
 MAX_NEW_TOKENS = 32
