@@ -9,7 +9,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TrainerCallback,
+)
 
 from trl_rewards import Pipeline, PPOConfig, PPOTrainer, Reward, TokenReward, load_advantage, load_combiner
 from trl_rewards.components import Advantage
@@ -371,7 +377,8 @@ def test_the_critics_gradients_are_those_of_all_micro_batches_also_while_it_warm
     for size, accumulated in ((16, 1), (8, 2)):
         args = arguments(
             tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=2,
-            critic_warmup_steps=warmup, generation_kwargs={"do_sample": False}, shuffle_dataset=False, num_ppo_epochs=1,
+            critic_warmup_steps=warmup, generation_kwargs={"do_sample": False}, shuffle_dataset=False,
+            num_ppo_epochs=1,
         )  # fmt: skip
         trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS, peft_config=LoraConfig(**LORA))
         step, seen = trainer._step_critic, []
@@ -407,15 +414,25 @@ def test_making_a_critic_leaves_the_policys_random_stream_and_weights_alone(poli
 
 
 def test_a_critic_begins_as_the_reward_model_it_is_given(policy_path, reward_model_path, tmp_path):
-    from transformers import AutoModelForSequenceClassification
-
-    args = arguments(tmp_path, critic="model", critic_model_name_or_path=reward_model_path)
-    trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS)
     model = AutoModelForSequenceClassification.from_pretrained(reward_model_path, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(policy_path).save_pretrained(tmp_path / "rm")
+    args = arguments(tmp_path, critic="model", critic_model_name_or_path=str(tmp_path / "rm"))
+    trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad(), trainer.critic.working(False):
         found = trainer.critic.values(torch.cat([ids, ids[:, :1]], dim=1), torch.ones(1, 21, dtype=torch.long), 1)
         assert found.item() == pytest.approx(model(ids).logits.item(), abs=1e-5)
+
+
+def test_a_critic_that_reads_other_token_ids_is_refused(policy_path, reward_model_path, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(policy_path)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "policy")
+    AutoModelForCausalLM.from_pretrained(policy_path).save_pretrained(tmp_path / "policy")
+    args = arguments(tmp_path, critic="model", critic_model_name_or_path=reward_model_path)
+    with pytest.raises(ValueError, match="has another vocabulary than the policy"):
+        PPOTrainer(str(tmp_path / "policy"), even, args, train_dataset=PROMPTS)
 
 
 def test_wrong_combinations_are_refused_before_a_model_is_loaded(tmp_path):

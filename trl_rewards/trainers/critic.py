@@ -139,7 +139,7 @@ def model_critic(loading: Loading, peft_config: Any, seed: int, gradient_checkpo
 
 
 def _head(width: int, device: Any) -> torch.nn.Linear:
-    head = torch.nn.Linear(width, 1, device=device, dtype=torch.float32)
+    head = torch.nn.utils.skip_init(torch.nn.Linear, width, 1, device=device, dtype=torch.float32)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     return head

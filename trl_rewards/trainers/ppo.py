@@ -125,7 +125,8 @@ class PPOTrainer(GRPOTrainer):
             device=self.accelerator.device,
             trust_remote_code=args.trust_remote_code,
         )
-        if args.critic_model_name_or_path and load_tokenizer(loading).get_vocab() != self._tokenizer.get_vocab():
+        known = load_tokenizer(loading).get_vocab() if args.critic_model_name_or_path else self._tokenizer.get_vocab()
+        if any(known.get(token) != index for token, index in self._tokenizer.get_vocab().items()):
             raise ValueError(
                 f"critic_model_name_or_path: {loading.path!r} has another vocabulary than the policy, whose token ids "
                 "it would read; take a model of the policy's family"
