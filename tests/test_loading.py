@@ -238,3 +238,10 @@ def test_a_trl_reward_function_works_unchanged():
     reward = load_reward("trl.rewards:think_format_reward")
     completions = [[{"role": "assistant", "content": text}] for text in ("<think>\na\n</think>\nb", "b")]
     assert reward.score(make_samples(completions)) == [1.0, 0.0]
+
+
+def test_a_reward_takes_a_datasets_column_as_it_takes_a_list():
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"answer": ["4", "5"]})
+    assert load_reward("exact_match")(["p", "p"], ["4", "4"], answer=rows["answer"]) == [1.0, 0.0]

@@ -10,6 +10,7 @@ Shapes: N rows after gather, K sources, T completion tokens, G group size.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
 
@@ -18,7 +19,7 @@ from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -123,9 +124,9 @@ class Reward(Component):
             completions=completions,
             completion_ids=completion_ids or [],
             columns={
-                name: values
+                name: list(values)
                 for name, values in columns.items()
-                if isinstance(values, list) and name not in _TRL_EXTRAS
+                if isinstance(values, Sequence) and not isinstance(values, str) and name not in _TRL_EXTRAS
             },
             step=state.global_step if state else 0,
             max_steps=state.max_steps if state else 0,
