@@ -245,3 +245,17 @@ def test_a_reward_takes_a_datasets_column_as_it_takes_a_list():
 
     rows = Dataset.from_dict({"answer": ["4", "5"]})
     assert load_reward("exact_match")(["p", "p"], ["4", "4"], answer=rows["answer"]) == [1.0, 0.0]
+
+
+def test_a_pipeline_takes_plain_reward_functions_under_their_own_names():
+    from trl_rewards import Pipeline
+    from trl_rewards.testing import make_samples
+
+    def words(completions, **kwargs):
+        return [float(len(str(completion).split())) for completion in completions]
+
+    pipeline = Pipeline([words])
+    assert pipeline.names == ["words"]
+    assert pipeline.score(make_samples(["a b", "c"])).rewards.tolist() == [2.0, 1.0]
+    with pytest.raises(TypeError, match="a reward is a function, a Reward or the name of a reward model, got 3"):
+        Pipeline([3])

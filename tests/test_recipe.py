@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trl_rewards import Advantage, Recipe, RecipeError, hookimpl
-from trl_rewards.recipe import ON_MISSING, bundled_recipes, parse_trl
+from trl_rewards.recipe import ON_MISSING, apply_overrides, bundled_recipes, parse_trl
 from trl_rewards.schedules import Schedule
 from trl_rewards.testing import plugin_manager
 
@@ -339,10 +339,10 @@ def test_paths_count_from_the_first_entry_under_rewards_whatever_trls_keys_add(p
         ({"load_in_4bit": "maybe"}, "load_in_4bit: must be bool, got 'maybe'"),
         ({"lora_target_modules": 3}, "lora_target_modules: must be list[str] | None, got 3"),
         ({"env": ["A=1"]}, "env: must map names to values, got ['A=1']"),
-        ({"per_device_train_batch_size": 6, "num_generations": 4}, "TRL refuses these arguments: "),
+        ({"per_device_train_batch_size": 6, "num_generations": 4}, "these arguments are refused: "),
         (
             {"num_generations": 1, "per_device_train_batch_size": 1},
-            "TRL refuses these arguments: GRPO requires at least 2",
+            "these arguments are refused: GRPO requires at least 2",
         ),
         (
             {"multi_objective_aggregation": "normalize_then_sum"},
@@ -455,6 +455,16 @@ rewards:
   - exact_match
 advantage: center
 """
+
+
+def test_another_component_by_an_override_drops_the_options_of_the_first():
+    raw = {
+        "advantage": {"use": "gae", "with": {"gamma": 0.9}},
+        "rewards": [{"use": "bleuberi", "with": {"max_order": 2}}],
+    }
+    assert apply_overrides(raw, ["--advantage.use", "group_norm", "--rewards.0.use", "bleuberi"]) == []
+    assert raw["advantage"] == {"use": "group_norm"}
+    assert raw["rewards"][0]["with"] == {"max_order": 2}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from trl_rewards.components import (
     resolve_path,
 )
 from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.loading import FunctionReward, build, load_combiner
+from trl_rewards.loading import FunctionReward, as_reward, build, load_combiner
 from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
@@ -365,9 +365,8 @@ def _shape(path: str, shaper: Shaper, rewards: torch.Tensor, samples: Samples) -
 
 
 def _plain(reward: Any) -> Source:
-    """A bare reward object as a source under its own name."""
-    if not isinstance(reward, Reward):
-        raise TypeError(f"{reward!r} is not a Reward; wrap a function with load_reward('package.module:function')")
+    """A bare reward, or TRL reward function, as a source under its own name."""
+    reward = as_reward(reward)
     return Source(
         name=reward.display_name, reward=reward, weight=Schedule("constant", 1.0, 1.0), signature=repr(reward)
     )

@@ -363,6 +363,8 @@ def _put(target: Any, path: list[str], value: Any) -> str | None:
             target = target[index]
         elif isinstance(target, dict):
             if last:
+                if key == "use" and target.get("use") != value:
+                    target.pop("with", None)  # the options of another component
                 target[key] = value
                 return None
             if isinstance(target.get(key), str):
@@ -750,6 +752,8 @@ _OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and it
     "model_adapter_name": "leave it out; use_peft makes the adapter",
     "ref_adapter_name": "leave it out; the reference is the base without the adapter",
     "exp_name": "run_name",
+    "batch_size": "per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches",
+    "mini_batch_size": "num_mini_batches",
     "dataset_num_proc": "leave it out; prompts are tokenised as they are used",
 }
 
@@ -791,7 +795,7 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             if _needs_critic(recipe):
                 training.check_critic(lora=bool(model.use_peft))
         except (ValueError, TypeError, ImportError) as error:
-            problems.append(f"TRL refuses these arguments: {error}")
+            problems.append(f"these arguments are refused: {error}")
     return problems
 
 

@@ -72,7 +72,7 @@ _README = """# {distribution}
 
 The reward `{name}` for [TRL](https://github.com/huggingface/trl) trainers, as a trl-rewards plugin.
 
-    pip install -e . && pytest
+    pip install -e . pytest && python -m pytest
 
 In a recipe:
 

@@ -47,6 +47,11 @@ def read_adapter(path: str, base: Loading, revision: str | None = None) -> Rewar
         tensors = load_peft_weights(path, device="cpu", revision=revision)
     head = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _HEAD.fullmatch(name))}
     head = head or value_head_file(path, revision)
+    if not head and config is None and os.path.isfile(os.path.join(path, "config.json")):
+        raise RewardError(
+            f"adapter: {path!r} is a whole model and no LoRA adapter; train one with use_peft: true, or give it "
+            "as `path`"
+        )
     if not head:
         raise RewardError(f"adapter: {path!r} has no head (`score` or `v_head`): was it trained with trainer: reward?")
     layers = load_config(base).get_text_config().num_hidden_layers
