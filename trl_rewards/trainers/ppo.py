@@ -157,51 +157,47 @@ class PPOTrainer(GRPOTrainer):
         return [*super()._foreign_adapters(), *([ADAPTER] if in_policy else [])]
 
     def _with_tokens(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
-        if "pixel_values" in output and self.critic is not None:
-            raise ValueError("the critic reads text only; train a policy that sees images with trainer grpo")
-        mode = "train" if self.model.training else "eval"
-        if batch.scores.group_size == 1:
-            self._metrics[mode].pop("frac_reward_zero_std", None)  # groups of one have no variance
-        local_mask = own_tokens(output)
-        mask = self._gathered(local_mask)
-        unfinished = self.accelerator.gather(self._unfinished)
-        self._metrics[mode]["missing_eos"].append(unfinished.float().mean().item())
-        if self.args.missing_eos_penalty is not None:
-            batch = batch._replace(rewards=batch.rewards - self.args.missing_eos_penalty * unfinished)
-            self._metrics[mode]["reward/after_eos_penalty"].append(batch.rewards.nanmean().item())
+        if "pixel_values" in output:
+            raise ValueError("PPO reads text only here; train a policy that sees images with trainer grpo")
         assert self.pipeline is not None
         assert self.pipeline.advantage is not None
-        needs = self.pipeline.advantage.needs
-        logps = ref_logps = None
-        if "logps" in needs:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if batch.scores.group_size == 1:
+            metrics.pop("frac_reward_zero_std", None)  # groups of one have no variance
+        unfinished = self.accelerator.gather(self._unfinished)
+        metrics["missing_eos"].append(unfinished.float().mean().item())
+        if self.args.missing_eos_penalty is not None:
+            batch = batch._replace(rewards=batch.rewards - self.args.missing_eos_penalty * unfinished)
+            metrics["reward/after_eos_penalty"].append(batch.rewards.nanmean().item())
+
+        mask = self._gathered(own_tokens(output))
+        scored = mask * ~batch.rewards.isnan()[:, None]
+        tokens = token_rewards(batch.rewards, batch.token_rewards, mask)
+        logps = ref_logps = values = None
+        penalised = self.args.kl_coef != 0 and self.args.kl_in == "reward"
+        if penalised or "logps" in self.pipeline.advantage.needs:
             logps = self._gathered(self._rollout_logps(output))
-        if "ref_logps" in needs:
+        if penalised or "ref_logps" in self.pipeline.advantage.needs:
             ref_logps = self._gathered(output["ref_per_token_logps"])
-        kl = torch.zeros_like(local_mask, dtype=torch.float32)
-        if self.kl.coefficient != 0 and self.args.kl_in == "reward":
-            local_logps, local_ref = self._rollout_logps(output), output["ref_per_token_logps"]
-            kl = kl_per_token(local_logps, local_ref, self.args.kl_estimator or "k1") * local_mask
-            logps, ref_logps = self._gathered(local_logps), self._gathered(local_ref)
-        tokens = token_rewards(batch.rewards, batch.token_rewards, mask) - self.kl.coefficient * self._gathered(kl)
-        tokens = tokens.masked_fill(batch.rewards.isnan()[:, None], 0.0)
+        if penalised and logps is not None and ref_logps is not None:
+            kl = kl_per_token(logps, ref_logps, self.args.kl_estimator or "k1") * mask
+            tokens = tokens - self.kl.coefficient * kl * scored
+            self._adapt(kl, mask)
         if self.args.whiten_rewards:
-            scored = mask * ~batch.rewards.isnan()[:, None]
             tokens = whiten_masked(tokens, scored, shift_mean=False).float()
-        if self.args.kl_in == "reward" and self.kl.coefficient != 0:
-            self._adapt(self._gathered(kl), mask, mode)
-        values = None
         if self.critic is not None:
             output["old_values"] = self._rollout_values(self.critic, output)
             values = self._gathered(output["old_values"])
         return batch._replace(mask=mask, token_rewards=tokens, values=values, logps=logps, ref_logps=ref_logps)
 
-    def _adapt(self, kl: torch.Tensor, mask: torch.Tensor, mode: str) -> None:
+    def _adapt(self, kl: torch.Tensor, mask: torch.Tensor) -> None:
         """Log the KL of a batch, and move its coefficient for the next one. `kl`: (N, T)."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
         per_sequence = kl.sum(dim=1).mean().item()
-        self._metrics[mode]["kl"].append(kl.sum().item() / max(mask.sum().item(), 1))
-        self._metrics[mode]["kl/sequence"].append(per_sequence)
-        self._metrics[mode]["kl/coefficient"].append(self.kl.coefficient)
-        if mode == "train" and not self._critic_warms_up():  # then the policy has not moved
+        metrics["kl"].append(kl.sum().item() / max(mask.sum().item(), 1))
+        metrics["kl/sequence"].append(per_sequence)
+        metrics["kl/coefficient"].append(self.kl.coefficient)
+        if self.model.training and not self._critic_warms_up():  # then the policy has not moved
             self.kl.update(per_sequence, len(kl))
 
     def _rollout_logps(self, output: dict[str, Any]) -> torch.Tensor:
