@@ -3,7 +3,8 @@
     python benchmarks/polar_scaling.py [--quick] [--seeds 1] [--work runs/polar-scaling]
 
 The paper (https://huggingface.co/papers/2507.05197) finds a validation loss of 0.9 N^-0.0425 for reward models of 50
-million to 1 billion parameters (R² 0.9886). This is the same measurement at a ten-thousandth of the size (some 40 minutes on busy cores):
+million to 1 billion parameters (R² 0.9886). This is the same measurement at a ten-thousandth of the size, some 40
+minutes on busy cores:
 
 - Policies. Texts come from a grammar of little stories. A style is a weight for each of its choices: words, topics,
   kinds of sentence, which kind follows which, which adjective goes with whom, punctuation. Styles come in families,
