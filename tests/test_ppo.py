@@ -325,6 +325,7 @@ for peft in (None, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", ta
         kl_coef=0.1, kl_target=0.5, num_ppo_epochs=2, logging_steps=1, bf16=False, use_cpu=True, report_to="none",
         save_strategy="no", gradient_checkpointing=False, generation_kwargs={"do_sample": False},
         shuffle_dataset=False, seed=5)
+    torch.manual_seed(5)  # TRL 1.14 draws an adapter's start from whatever the run before left
     trainer = PPOTrainer(policy, even, args, train_dataset=prompts, peft_config=peft)
     assert trainer.accelerator.num_processes == world
     trainer.train()
