@@ -195,9 +195,11 @@ class RewardBatch(NamedTuple):
     samples: Samples
     mask: Tensor | None = None
     """(N, T) 1 where a token is the policy's own and trained on."""
+    process_rewards: Tensor | None = None
+    """(N, T) the sources' process rewards, weighted and added up, where a source has any. 0 where it has none."""
     token_rewards: Tensor | None = None
-    """(N, T) what each token earned: process rewards of the sources, in PPO also the rest of the total, at the last
-    token, and the KL penalty. 0 on rows without a score. T is the longest row's."""
+    """(N, T) what each token earned: process rewards, the rest of the total at the row's last token, and in PPO the
+    KL penalty. 0 on rows without a score. T is the longest row's."""
     values: Tensor | None = None
     """(N, T) the critic's value of the text before each token, in PPO."""
     logps: Tensor | None = None

@@ -67,6 +67,49 @@ def whiten_masked(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: fl
     return (whitened if shift_mean else whitened + mean).masked_fill(~kept, 0.0)
 
 
+def on_tokens(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Token rewards (N, t) as wide as the mask (N, T) of the policy's tokens, and 0 off it: -> (N, T) float32."""
+    import torch
+
+    tokens = torch.zeros(mask.shape, device=mask.device)
+    width = min(rewards.shape[1], tokens.shape[1])
+    tokens[:, :width] = rewards[:, :width]
+    return tokens.masked_fill(~mask.bool(), 0.0)
+
+
+def token_rewards(totals: Tensor, process: Tensor | None, mask: Tensor) -> Tensor:
+    """Totals (N,), process rewards (N, t) or None, and the mask (N, T) of the policy's tokens -> (N, T) float32.
+
+    A row's tokens sum to its total: the sources' process rewards are where they were given, the rest (other sources,
+    and what shaping and combining made of it) is at the row's last token. 0 on rows without a total or without tokens.
+    """
+    import torch
+
+    tokens = on_tokens(process, mask) if process is not None else torch.zeros(mask.shape, device=totals.device)
+    mask = mask.bool()
+    rest = totals.nan_to_num(nan=0.0) - tokens.sum(dim=1)
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    tokens[torch.arange(len(tokens)), last] += rest * mask.any(dim=1)
+    return tokens.masked_fill(totals.isnan()[:, None], 0.0)
+
+
+def to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return-to-go, G_t = r_t + γ G_t+1: (N, T) -> (N, T) float64.
+
+    Tokens where `mask` is 0 are no decisions of the policy: they get 0, and time does not pass on them.
+    """
+    kept = mask.bool()
+    rewards = rewards.double().masked_fill(~kept, 0.0)
+    if gamma == 1:
+        return rewards.flip(1).cumsum(dim=1).flip(1).masked_fill(~kept, 0.0)
+    returns = rewards.clone()
+    coming = rewards.new_zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        coming = (rewards[:, t] + gamma * coming).where(kept[:, t], coming)
+        returns[:, t] = coming
+    return returns.masked_fill(~kept, 0.0)
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation: (N, T) token rewards and values -> (N, T) float64.
 

@@ -204,8 +204,8 @@ class Pipeline:
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
-        tokens = _token_rewards(local.tokens, weights, len(samples), world, device)
-        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, token_rewards=tokens)
+        process = _process_rewards(local.tokens, weights, len(samples), world, device)
+        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, process_rewards=process)
 
     def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
         """(N,) or (N, T) from the recipe's advantage, NaN-free; None if the recipe leaves advantages to TRL."""
@@ -304,21 +304,19 @@ class Pipeline:
         return metrics
 
 
-def _token_rewards(
+def _process_rewards(
     tokens: dict[int, list[list[float]]], weights: list[float], rows: int, world: World, device: Any
 ) -> torch.Tensor | None:
     """Weighted process rewards of all sources and ranks (N, T), 0 for holes; None if no source scores tokens."""
     if not tokens:
         return None
-    mine = []
-    for row in range(rows):
-        values = [torch.tensor(found[row]) * weights[k] for k, found in tokens.items() if found[row]]
-        mine.append(torch.stack(values).sum(dim=0).tolist() if values else [])
-    everyone = [values for share in world.gather_objects(mine) for values in share]
-    padded = torch.zeros(len(everyone), max(map(len, everyone)), device=device)
-    for row, values in enumerate(everyone):
-        padded[row, : len(values)] = torch.tensor(values, device=device)
-    return padded
+    widest = max((len(values) for found in tokens.values() for values in found), default=0)
+    width = int(world.gather(torch.tensor([widest], device=device)).max())
+    mine = torch.zeros(rows, width)
+    for k, found in tokens.items():
+        for row, values in enumerate(found):
+            mine[row, : len(values)] += weights[k] * torch.tensor(values)
+    return world.gather(mine.to(device))
 
 
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:

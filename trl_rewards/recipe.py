@@ -62,14 +62,15 @@ class TrainerKind:
 
 
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
+_WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
-    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
+    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), _WITH_TOKENS),
+    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
         _PIPELINE_KEYS,
         ("sequence", "token"),
-        frozenset({"mask", "token_rewards", "values", "logps", "ref_logps"}),
+        _WITH_TOKENS | {"values", "logps", "ref_logps"},
         advantage="gae",
     ),
     "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
@@ -625,10 +626,11 @@ def check_components(recipe: Recipe) -> list[str]:
         problems.extend(_at(path, problem) for problem in found)
         return component
 
-    sharing = 0
+    sharing, scores_tokens = 0, False
     for source in recipe.rewards:
         path = source.path
         reward = make("reward", source, path)
+        scores_tokens = scores_tokens or isinstance(reward, TokenReward)
         if reward is not None and reward.shares_base():
             sharing += 1
             problems += _check_sharing_source(source, recipe)
@@ -662,6 +664,10 @@ def check_components(recipe: Recipe) -> list[str]:
         advantage = make("advantage", recipe.advantage, "advantage")
         if advantage is not None:
             problems += _check_advantage(advantage, recipe)
+            if "process_rewards" in advantage.needs and not scores_tokens:
+                problems.append(
+                    f"advantage: {recipe.advantage.use!r} is made of process rewards, and no source scores tokens"
+                )
     return problems
 
 

@@ -116,6 +116,7 @@ def make_batch(rewards: Sequence[float | None], group_size: int = 2, tokens: int
         scores,
         samples,
         mask=mask,
+        process_rewards=torch.zeros(len(rewards), tokens),
         token_rewards=token_rewards,
         values=mask * 0.25,
         logps=mask * -1.0,

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
+from trl_rewards.maths import on_tokens, token_rewards
 from trl_rewards.models.adapters import left_out
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.shared_base import SharedBase
@@ -222,9 +223,15 @@ class PipelineMixin(_Trainer):
         """The batch with the (N, T) tensors that the advantage needs."""
         assert self.pipeline is not None
         assert self.pipeline.advantage is not None
-        if self.pipeline.advantage.level == "token" or "mask" in self.pipeline.advantage.needs:
-            return batch._replace(mask=self._gathered(own_tokens(output)))
-        return batch
+        needs = self.pipeline.advantage.needs
+        if self.pipeline.advantage.level == "sequence" and not needs & {"mask", "process_rewards", "token_rewards"}:
+            return batch
+        mask = self._gathered(own_tokens(output))
+        if batch.process_rewards is not None:
+            batch = batch._replace(process_rewards=on_tokens(batch.process_rewards, mask))
+        if "token_rewards" in needs:
+            batch = batch._replace(token_rewards=token_rewards(batch.rewards, batch.process_rewards, mask))
+        return batch._replace(mask=mask)
 
     def _finished(self, advantages: torch.Tensor, batch: RewardBatch, output: dict[str, Any]) -> torch.Tensor:
         """What is trained on, (N,) or (N, T), made of what the advantage gave."""
