@@ -143,3 +143,10 @@ def test_every_wrong_argument_is_named_at_once(tmp_path):
         "loss_type must",
     ):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["num_generations", "num_ppo_epochs", "num_mini_batches"])
+def test_counts_below_one_are_refused(tmp_path, name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+            config(tmp_path, **{name: value})

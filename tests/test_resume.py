@@ -18,6 +18,7 @@ RUN = """
 import json, random, sys
 import trl
 from datasets import Dataset
+from transformers import TrainerCallback
 import trl_rewards
 from trl_rewards import Pipeline, Reward, load_advantage, load_shaper
 
@@ -58,7 +59,7 @@ data = Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in
 trainer = trl_rewards.GRPOTrainer(policy, args=args, train_dataset=data, pipeline=pipeline)
 
 
-class StopAt(trl_rewards.trainers.mixin.TrainerCallback):
+class StopAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= steps
 

@@ -16,8 +16,15 @@ from typing import Any, Literal
 from trl_rewards.components import Context
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
-from trl_rewards.models.pretrained import Loading, base_of_adapter, default_device, free_memory
-from trl_rewards.models.sampling import Sampled, WorkFile, load_sampler, sample_candidates
+from trl_rewards.models.pretrained import Loading, default_device, free_memory, with_base
+from trl_rewards.models.sampling import (
+    TEMPLATE_COLUMNS,
+    Sampled,
+    WorkFile,
+    load_sampler,
+    sample_candidates,
+    template_columns,
+)
 from trl_rewards.pairs import (
     Candidate,
     Counts,
@@ -84,7 +91,10 @@ def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: L
         raise RecipeError(problems, config)
 
     work = out.with_name(out.name + ".unfinished")
-    drawn = _sample(dataset, options, _complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
+    loading = with_base(
+        replace(loading, path=model_path(path, recipe.base_dir)), lambda base: model_path(base, recipe.base_dir)
+    )
+    drawn = _sample(dataset, options, loading, work / "candidates.jsonl")
     groups = _score(dataset, drawn, pipeline, recipe, options, work / "scores.jsonl")
     rows, said = _rows(groups, options)
     if not rows:
@@ -105,27 +115,15 @@ def _read_prompts(recipe: Recipe, options: BestOf) -> Any:
     return dataset.select(range(min(options.limit or len(dataset), len(dataset))))
 
 
-def _complete(loading: Loading, path: str, base_dir: str) -> Loading:
-    """Names resolved; a folder with nothing but an adapter is its base model with the adapter on."""
-    path = model_path(path, base_dir)
-    if loading.adapter is None and (base := base_of_adapter(path, loading.revision)):
-        return replace(loading, path=model_path(base, base_dir), adapter=path, revision=None)
-    return replace(loading, path=path)
-
-
 def _sample(dataset: Any, options: BestOf, loading: Loading, work: Path) -> list[list[Sampled]]:
     """n candidates per prompt; the policy is gone from memory before the rewards are loaded."""
-    given = {
-        name: dataset[name] if name in dataset.column_names else None for name in ("tools", "chat_template_kwargs")
-    }
     drawn = sample_candidates(
         load_sampler(loading, options.backend),
         list(dataset["prompt"]),
         options.n,
         options.sampling,
         seed=options.seed,
-        tools=given["tools"],
-        templates=given["chat_template_kwargs"],
+        **template_columns(dataset),
         work=work,
         signature=f"{options.backend} {loading}",
         progress=True,
@@ -148,7 +146,7 @@ def _score(
     size = options.score_prompts
     chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
     names = [name for name in dataset.column_names if name != "prompt"]
-    kept = [name for name in names if name in ("tools", "chat_template_kwargs")]
+    kept = [name for name in names if name in TEMPLATE_COLUMNS]
     groups: list[Group] = []
     try:
         if len(keeper.lines) < len(chunks):

@@ -6,7 +6,8 @@ round-off of a float32 mean over a constant group, divided by its round-off devi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,3 +134,12 @@ def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
     """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
     (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
     return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
+
+
+def column_values(values: Sequence[Any]) -> Any:
+    """(n,) float32 of a dataset column of numbers, None among them (and None alone) as NaN; anything else as it is."""
+    if not all(value is None or isinstance(value, int | float) for value in values):
+        return list(values)
+    import torch
+
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)

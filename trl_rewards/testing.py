@@ -31,6 +31,7 @@ from trl_rewards.components import (
     Shaper,
 )
 from trl_rewards.events import run_async
+from trl_rewards.maths import column_values
 from trl_rewards.samples import Failed, Samples, Text
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     """
     import torch
 
-    names, made = list(objective.outputs()), {name: _objective_column(values) for name, values in columns.items()}
+    names, made = list(objective.outputs()), {name: column_values(values) for name, values in columns.items()}
     assert names, "outputs() must name at least one output"
     ids = torch.tensor([[5, 6, 7, 0], [5, 8, 7, 9], [5, 6, 9, 0], [5, 6, 8, 7], [5, 9, 0, 0], [5, 7, 0, 0]])
 
@@ -331,14 +332,6 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
     assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
-
-
-def _objective_column(values: Sequence[Any]) -> Any:
-    import torch
-
-    if not all(value is None or isinstance(value, int | float) for value in values):
-        return list(values)
-    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
 
 
 def _saved(component: Component) -> bytes:

@@ -42,23 +42,17 @@ class InProcess(Reward):
 
         A `path` with nothing but an adapter, as training with LoRA leaves it, is its base model with the adapter on.
         """
-        from trl_rewards.models.pretrained import Loading, base_of_adapter, default_device
+        from trl_rewards.models.pretrained import Loading, default_device, with_base
 
-        path = resolve_path(path, context.base_dir)
-        adapter = resolve_path(self.adapter, context.base_dir) if self.adapter else None
-        revision, adapter_revision = self.revision, None
-        if adapter is None and (base := base_of_adapter(path, self.revision)):
-            path, adapter = resolve_path(base, context.base_dir), path
-            revision, adapter_revision = None, self.revision
-        return Loading(
-            path=path,
-            revision=revision,
+        loading = Loading(
+            path=resolve_path(path, context.base_dir),
+            revision=self.revision,
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
-            adapter=adapter,
-            adapter_revision=adapter_revision,
+            adapter=resolve_path(self.adapter, context.base_dir) if self.adapter else None,
             quantization="4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
             device=(context.device or default_device()) if self.device == "same" else self.device,
             offload=self.offload,
             trust_remote_code=self.trust_remote_code,
         )
+        return with_base(loading, lambda base: resolve_path(base, context.base_dir))

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -79,6 +79,16 @@ def base_of_adapter(path: str, revision: str | None = None) -> str | None:
         return json.load(stream)["base_model_name_or_path"]
 
 
+def with_base(loading: Loading, resolve: Callable[[str], str]) -> Loading:
+    """Of a folder with nothing but an adapter, as training with LoRA leaves it, its base model with the adapter on.
+
+    `resolve` makes a path of the base's name, as the adapter has it.
+    """
+    if loading.adapter is not None or not (base := base_of_adapter(loading.path, loading.revision)):
+        return loading
+    return replace(loading, path=resolve(base), revision=None, adapter=loading.path, adapter_revision=loading.revision)
+
+
 def load_config(loading: Loading, what: str = "model") -> Any:
     """The model's config. RewardError if there is no such model; `what` is what the message calls it."""
     try:
@@ -126,15 +136,11 @@ def load_pretrained(auto_class: Any, loading: Loading, **options: Any) -> tuple[
     if loading.quantization:
         options["quantization_config"] = _quantization(loading)
         options["device_map"] = {"": device}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # else it reports what is missing, which the caller is told
     try:
-        with outside_deepspeed():
+        with outside_deepspeed(), without_loading_report():
             model, info = auto_class.from_pretrained(loading.path, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
         raise RewardError(f"{loading.path!r} cannot be loaded: {_said(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     missing = set(info["missing_keys"])
     keep_4bit_unpacked(model)
     if loading.adapter:
@@ -149,6 +155,17 @@ def load_pretrained(auto_class: Any, loading: Loading, **options: Any) -> tuple[
     elif not loading.quantization:
         model.to(device)
     return model, sorted(missing)
+
+
+@contextmanager
+def without_loading_report() -> Generator[None]:
+    """Keep transformers from reporting at length which weights a checkpoint lacks: callers are told, and say it."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _quantization(loading: Loading) -> Any:

@@ -32,6 +32,8 @@ from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pret
 from trl_rewards.pairs import Sampling
 from trl_rewards.samples import Text
 
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what TRL's chat template reads beside the prompt
+
 
 class Sampled(NamedTuple):
     """One completion."""
@@ -252,6 +254,12 @@ def sample_candidates(
                 keeper.append([[key, *each] for key, each in zip(keys, drawn, strict=True)])
             advance(len(keys))
     return [[found[row * n + k] for k in range(n)] for row in rows]
+
+
+def template_columns(data: Any) -> dict[str, Any]:
+    """The columns of a dataset that `sample_candidates` takes beside its prompts, None where there are none."""
+    tools, templates = (data[name] if name in data.column_names else None for name in TEMPLATE_COLUMNS)
+    return {"tools": tools, "templates": templates}
 
 
 def stream(seed: Any, prompt: Sequence[int], number: Any) -> int:

@@ -6,7 +6,6 @@ that it ended with; `round.json` there says that it is finished.
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -28,19 +27,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.models.pretrained import keep_4bit_unpacked
-from trl_rewards.models.sampling import LocalSampler, sample_candidates
+from trl_rewards.models.sampling import TEMPLATE_COLUMNS, LocalSampler, sample_candidates, template_columns
 from trl_rewards.pairs import Counts, Group, PairOptions, describe, groups_of, make_pairs, pair_rows, refused_arguments
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples, Text, as_completion, completion_text
 from trl_rewards.scoring import World
-from trl_rewards.trainers.mixin import KNOWN_TRL
+from trl_rewards.trainers.seam import check_seam
 from trl_rewards.trainers.state import read_state, save_state
 
 logger = logging.getLogger(__name__)
 
 PAIRS, FINISHED, HELD_OUT = "pairs.parquet", "round.json", "held_out.json"
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what TRL reads beside the prompt
 _SEAM = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_get_output_dir": ["self", "trial"],
@@ -83,7 +81,7 @@ class DPOTrainer(trl.DPOTrainer):
                 raise ValueError("pairs are made by a pipeline: give pipeline= too, or neither")
             super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *more, **options)
             return
-        check_dpo_seam()
+        check_seam(type(self), _SEAM)
         self.pairs = pairs or PairOptions()
         args: Any = args or trl.DPOConfig(f"{os.path.basename(str(model))}-DPO")
         _check(args, self.pairs, train_dataset)
@@ -306,7 +304,6 @@ class DPOTrainer(trl.DPOTrainer):
         """n answers of the policy, as it is, to each prompt of these rows."""
         policy = self.accelerator.unwrap_model(self.model)
         policy = policy.get_base_model() if is_peft_model(policy) else policy  # its LoRA layers are inside
-        given = {name: data[name] if name in data.column_names else None for name in TEMPLATE_COLUMNS}
         drawn = sample_candidates(
             LocalSampler(policy, self._tokenizer, self._policy),
             list(data["prompt"]),
@@ -314,8 +311,7 @@ class DPOTrainer(trl.DPOTrainer):
             self.pairs,
             seed=seed,
             rows=rows,
-            tools=given["tools"],
-            templates=given["chat_template_kwargs"],
+            **template_columns(data),
             work=work,
             signature=f"{self._policy} {self.steps_before} {self.pipeline.signature}",
             progress=self._world.rank == 0 and not self.args.disable_tqdm,
@@ -487,17 +483,3 @@ def _check(args: Any, pairs: PairOptions, dataset: Any) -> None:
         )
     if problems:
         raise RecipeError(problems, "DPOTrainer")
-
-
-def check_dpo_seam() -> None:
-    """ImportError if this TRL's DPOTrainer is not shaped as the overrides expect."""
-    differing = [
-        name
-        for name, wanted in _SEAM.items()
-        if list(inspect.signature(getattr(trl.DPOTrainer, name)).parameters) != wanted
-    ]
-    if differing:
-        raise ImportError(
-            f"trl {trl.__version__} has another {', '.join(differing)} in DPOTrainer; "
-            f"versions known to work: trl {KNOWN_TRL}"
-        )

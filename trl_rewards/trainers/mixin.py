@@ -8,18 +8,13 @@ adapters of rewards out of the policy's.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import trl
 from datasets import Dataset
-from packaging.version import Version
-from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
@@ -31,12 +26,12 @@ from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
+from trl_rewards.trainers.seam import check_seam
 from trl_rewards.trainers.sharing import policy_base
-from trl_rewards.trainers.state import read_state, save_state
+from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
 
 logger = logging.getLogger(__name__)
 
-KNOWN_TRL = "1.14 to 1.16"
 _SEAM = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
@@ -75,7 +70,7 @@ class PipelineMixin(_Trainer):
             raise ValueError(
                 "give reward_funcs or pipeline, not both; load_reward makes a source of any reward function"
             )
-        check_seam(type(self))
+        check_seam(type(self), _SEAM)
         if args is not None:
             self._check_arguments(args, pipeline)
             _check_size(options.get("train_dataset", more[0] if more else None), args)
@@ -104,8 +99,8 @@ class PipelineMixin(_Trainer):
             self.shared_base.bind(self.model)
         self.reward_weights = torch.tensor([1.0] + [0.0] * len(pipeline.sources))
         self._tell = load_plugins().tell
-        self._committed_state = pipeline.state_dict()
-        self.add_callback(_CommitState(self))
+        self._committed = CommittedState(pipeline.state_dict)
+        self.add_callback(self._committed)
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
@@ -255,7 +250,7 @@ class PipelineMixin(_Trainer):
         """A reward stops the run on all ranks together: keep the finished steps first, whatever `save_strategy` is."""
         if not self.is_in_train or self.state.global_step == 0:
             return
-        folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = checkpoint_folder(self)
         if not os.path.isdir(folder):
             self._save_checkpoint(self.model_wrapped, None)
         logger.error("a reward stopped the run; step %s is saved in %s", self.state.global_step, folder)
@@ -265,8 +260,8 @@ class PipelineMixin(_Trainer):
         if self.pipeline is None:
             return
         # Not the state of this moment: a checkpoint on SIGTERM may come after a step's rewards and before its end.
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        save_state(folder, self.accelerator.process_index, self.pipeline.signature, self._committed_state)
+        folder = checkpoint_folder(self, trial)
+        save_state(folder, self.accelerator.process_index, self.pipeline.signature, self._committed.value)
 
     def _save(self, output_dir=None, state_dict=None):
         names = self._foreign_adapters()
@@ -283,7 +278,7 @@ class PipelineMixin(_Trainer):
             return
         state = read_state(checkpoint, self.accelerator.process_index, self.pipeline.signature)
         self.pipeline.load_state_dict(state)
-        self._committed_state = state or self.pipeline.state_dict()
+        self._committed.value = state or self.pipeline.state_dict()
 
 
 class _Column:
@@ -294,37 +289,6 @@ class _Column:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise AssertionError("rewards come from the pipeline")
-
-
-class _CommitState(TrainerCallback):
-    """Keeps the pipeline's state as of the last finished step."""
-
-    def __init__(self, trainer: Any):
-        self._trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._trainer._committed_state = self._trainer.pipeline.state_dict()
-
-
-def check_seam(cls: type) -> None:
-    """ImportError if this TRL's trainer is not shaped as the overrides expect."""
-    for base in cls.__mro__:
-        if base.__module__.startswith("trl."):
-            break
-    else:
-        raise TypeError(f"{cls.__name__} is not a TRL trainer")
-    differing = [
-        f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})"
-        if hasattr(base, name)
-        else f"no {name}"
-        for name, wanted in _SEAM.items()
-        if not hasattr(base, name) or list(inspect.signature(getattr(base, name)).parameters) != wanted
-    ]
-    if differing or Version(trl.__version__) < Version("1.14"):
-        raise ImportError(
-            f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
-            f"versions known to work: trl {KNOWN_TRL}"
-        )
 
 
 def _check_size(dataset: Any, args: Any) -> None:

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import get_scheduler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
@@ -32,6 +31,7 @@ from trl_rewards.trainers.kl import KLController, kl_per_token
 from trl_rewards.trainers.mixin import own_tokens
 from trl_rewards.trainers.ppo_config import PPOConfig
 from trl_rewards.trainers.sharing import splits_weights
+from trl_rewards.trainers.state import checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ class PPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             return
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = checkpoint_folder(self, trial)
         state: dict[str, Any] = {"kl": self.kl.state_dict()}
         if self.critic is not None:
             weights = {name: weight.contiguous().cpu() for name, weight in self.critic.state_dict().items()}

@@ -107,8 +107,9 @@ class PPOConfig(GRPOConfig):
             if (given := getattr(self, name)) not in allowed:
                 problems.append(f"{name}={given} has another name here: {PPO_NAMES[name]}")
         for name in ("num_generations", "num_ppo_epochs", "num_mini_batches"):
-            if not getattr(self, name):
-                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is None or value < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
         for name in ("cliprange", "cliprange_value", "kl_target", "kl_horizon", "missing_eos_penalty"):
             value = getattr(self, name)
             if value is not None and value <= 0:

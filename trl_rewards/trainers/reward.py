@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import os
 from collections import defaultdict
@@ -14,19 +13,17 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_rewards.components import Context, Objective, Preferences
 from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.loading import build
-from trl_rewards.maths import shared_prefix
-from trl_rewards.models.pretrained import keep_4bit_unpacked
+from trl_rewards.maths import column_values, shared_prefix
+from trl_rewards.models.pretrained import keep_4bit_unpacked, without_loading_report
 from trl_rewards.recipe import Recipe
 from trl_rewards.scoring import World
-from trl_rewards.trainers.mixin import KNOWN_TRL
-from trl_rewards.trainers.state import read_state, save_state
+from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +78,7 @@ class RewardTrainer(trl.RewardTrainer):
                 **options,
             )
             return
-        check_reward_seam()
+        check_seam(type(self), _SEAM)
         args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
         _check(objective, args, train_dataset)
         names = list(objective.outputs())
@@ -138,8 +135,8 @@ class RewardTrainer(trl.RewardTrainer):
                 tokenizer.pad_token,
             )
         self._generator = torch.Generator().manual_seed(args.seed + args.process_index)
-        self._committed_state = self._state_of_objective()
-        self.add_callback(_CommitState(self))
+        self._committed = CommittedState(self._state_of_objective)
+        self.add_callback(self._committed)
 
     def _log_objective_metric(self, name: str, value: float) -> None:
         assert self.model is not None
@@ -253,10 +250,8 @@ class RewardTrainer(trl.RewardTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.preference_objective is not None:
-            folder = os.path.join(
-                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            )
-            save_state(folder, self.accelerator.process_index, self.signature, self._committed_state)
+            folder = checkpoint_folder(self, trial)
+            save_state(folder, self.accelerator.process_index, self.signature, self._committed.value)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -265,7 +260,7 @@ class RewardTrainer(trl.RewardTrainer):
             if state:
                 self.preference_objective.load_state_dict(state["objective"])
                 self._generator.set_state(state["generator"])
-            self._committed_state = self._state_of_objective()
+            self._committed.value = self._state_of_objective()
 
 
 def objective_of(recipe: Recipe) -> Objective | None:
@@ -287,16 +282,6 @@ def missing_columns(objective: Objective | None, columns: Sequence[str]) -> list
     ]
 
 
-class _CommitState(TrainerCallback):
-    """Keeps the objective's state as of the last finished step: a checkpoint on SIGTERM may come within one."""
-
-    def __init__(self, trainer: RewardTrainer):
-        self._trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._trainer._committed_state = self._trainer._state_of_objective()
-
-
 class _WithColumns:
     """TRL's collator, and beside its tensors the columns that the objective reads."""
 
@@ -305,15 +290,10 @@ class _WithColumns:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self._collator(rows)
-        batch[_COLUMNS] = {name: _column([row[name] for row in rows]) for name in self._columns if name in rows[0]}
+        batch[_COLUMNS] = {
+            name: column_values([row[name] for row in rows]) for name in self._columns if name in rows[0]
+        }
         return batch
-
-
-def _column(values: list[Any]) -> Any:
-    """Numbers as a tensor, None among them (and a batch of None alone) as NaN; anything else as it is."""
-    if not all(value is None or isinstance(value, int | float) for value in values):
-        return values
-    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
 
 
 def _tokenized(row: dict[str, Any], objective: Objective, tokenizer: Any) -> dict[str, Any]:
@@ -361,20 +341,17 @@ def _load(path: str, args: Any, quantization_config: Any, outputs: int) -> tuple
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     torch.manual_seed(args.seed)  # a new score head is drawn
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # else it reports at length that the score head is new
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=outputs,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
-            output_loading_info=True,
-            **options,
-        )
+        with without_loading_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                num_labels=outputs,
+                dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError) as error:
         raise RewardError(f"model_name_or_path: no model {path!r}: {str(error).splitlines()[0]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     return model, sorted(info["missing_keys"])
 
 
@@ -425,17 +402,3 @@ def _as_trl_wants_it(model: Any, args: Any, named: bool) -> Generator[None]:
         yield
     finally:
         model.config.num_labels, args.model_init_kwargs = labels, given
-
-
-def check_reward_seam() -> None:
-    """ImportError if this TRL's RewardTrainer is not shaped as the overrides expect."""
-    differing = [
-        name
-        for name, wanted in _SEAM.items()
-        if list(inspect.signature(getattr(trl.RewardTrainer, name)).parameters) != wanted
-    ]
-    if differing:
-        raise ImportError(
-            f"trl {trl.__version__} has another {', '.join(differing)} in RewardTrainer; "
-            f"versions known to work: trl {KNOWN_TRL}"
-        )

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
+
+
+def checkpoint_folder(trainer: Any, trial: Any = None) -> str:
+    """The folder of the checkpoint of this step."""
+    return os.path.join(trainer._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
 
 
 def save_state(folder: str, rank: int, signature: str, state: dict[str, Any]) -> None:
@@ -34,3 +42,14 @@ def read_state(folder: str, rank: int, signature: str) -> dict[str, Any]:
 
 def _file(folder: str, rank: int) -> str:
     return os.path.join(folder, f"trl_rewards_rank{rank}.pt")
+
+
+class CommittedState(TrainerCallback):
+    """A state as of the last finished step: a checkpoint on SIGTERM may come within one."""
+
+    def __init__(self, current: Callable[[], dict[str, Any]]):
+        self._current = current
+        self.value = current()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.value = self._current()

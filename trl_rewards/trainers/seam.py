@@ -1,0 +1,32 @@
+"""Where the trainers here meet TRL's: methods whose signatures must be as the overrides expect."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import trl
+from packaging.version import Version
+
+KNOWN_TRL = "1.14 to 1.16"
+
+
+def check_seam(cls: type, seam: Mapping[str, Sequence[str]]) -> None:
+    """ImportError if the TRL trainer under `cls` lacks a method of `seam`, or has it with other parameters."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("trl."):
+            break
+    else:
+        raise TypeError(f"{cls.__name__} is not a TRL trainer")
+    differing = [
+        f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})"
+        if hasattr(base, name)
+        else f"no {name}"
+        for name, wanted in seam.items()
+        if not hasattr(base, name) or list(inspect.signature(getattr(base, name)).parameters) != list(wanted)
+    ]
+    if differing or Version(trl.__version__) < Version("1.14"):
+        raise ImportError(
+            f"trl {trl.__version__} does not fit this trl-rewards ({'; '.join(differing) or 'too old'}); "
+            f"versions known to work: trl {KNOWN_TRL}"
+        )
