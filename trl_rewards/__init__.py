@@ -17,6 +17,7 @@ from trl_rewards.components import (
     Scores,
     Shaper,
     TokenReward,
+    TokenShaper,
     TrainableReward,
 )
 from trl_rewards.errors import PluginError, RecipeError, RewardError
@@ -82,6 +83,7 @@ __all__ = [
     "Scores",
     "Shaper",
     "TokenReward",
+    "TokenShaper",
     "TrainableReward",
     "hookimpl",
     "load_advantage",

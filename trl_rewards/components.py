@@ -148,14 +148,17 @@ _TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric", "environments")
 class TokenReward(Reward):
     """A process reward: one value per completion token. As a scalar source it counts as the sum of its values."""
 
-    def score_tokens(self, samples: Samples) -> list[list[float] | Score]:
+    def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
         """One value per completion token, row by row, as many as `samples.lengths` says; None or Failed for a row
-        without."""
+        without. A token's None says nothing of it: a reward of steps gives one value per step, at its last token."""
         raise NotImplementedError(f"{type(self).__name__} must define score_tokens(self, samples)")
 
     def score(self, samples: Samples) -> list[Score]:
         """Sum of the token values of each row."""
-        return [sum(values) if isinstance(values, list) else values for values in self.score_tokens(samples)]
+        return [
+            sum(value for value in values if value is not None) if isinstance(values, list) else values
+            for values in self.score_tokens(samples)
+        ]
 
 
 class TrainableReward(Reward):
@@ -225,6 +228,21 @@ class Shaper(Component):
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
+
+
+class TokenShaper(Shaper):
+    """Bends the process rewards of one source: (N, T) -> (N, T). What it makes of a row counts as its sum.
+
+    Registered like any shaper, and named under `shape:` of a source that scores tokens.
+    """
+
+    def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
+        raise TypeError(f"{type(self).__name__} shapes the tokens of a process reward, not rows: use shape_tokens")
+
+    def shape_tokens(self, rewards: Tensor, scores: Scores, samples: Samples) -> Tensor:
+        """`rewards`: NaN where the source says nothing of a token, which must stay so; rows without a score are all
+        NaN. `scores`: of all sources, before shaping."""
+        raise NotImplementedError(f"{type(self).__name__} must define shape_tokens(self, rewards, scores, samples)")
 
 
 class Advantage(Component):

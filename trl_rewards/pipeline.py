@@ -23,6 +23,7 @@ from trl_rewards.components import (
     Scores,
     Shaper,
     Status,
+    TokenShaper,
     TrainableReward,
     resolve_path,
 )
@@ -199,12 +200,16 @@ class Pipeline:
         progress = samples.step / samples.max_steps if samples.max_steps else 0.0
         weights = [source.weight.at(progress) for source in self.sources]
         raw = Scores(tuple(self.names), values, status, torch.tensor(weights, device=device), group_size)
+        tokens = _gathered_tokens(local.tokens, samples, world, device)
         with private_randomness(self.seed + samples.step):  # the same on every rank
-            shaped, rewards = self._combine(raw, everyone)
+            tokens = {k: self._shape_tokens(self.sources[k], values, raw, everyone) for k, values in tokens.items()}
+            shaped, rewards = self._combine(raw, tokens, everyone)
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
-        process = _process_rewards(local.tokens, weights, len(samples), world, device)
+        process = None
+        if tokens:
+            process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
         return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, process_rewards=process)
 
     def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
@@ -267,11 +272,28 @@ class Pipeline:
         sources = {f"rewards.{source.name}" for source in self.sources}
         return [component for path, component in self.components().items() if path not in sources]
 
-    def _combine(self, raw: Scores, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shape_tokens(self, source: Source, values: torch.Tensor, raw: Scores, samples: Samples) -> torch.Tensor:
+        """A source's token values (N, T), bent by its token shapers."""
+        for index, shaper in enumerate(source.shape):
+            if isinstance(shaper, TokenShaper):
+                path = f"rewards.{source.name}.shape.{index}"
+                bent = _blamed(path, shaper.shape_tokens, values, raw, samples)
+                if bent.shape != values.shape or not torch.equal(bent.isnan(), values.isnan()):
+                    raise RewardError(f"{path} must give a number where the source does, and NaN elsewhere")
+                values = bent.float()
+        return values
+
+    def _combine(
+        self, raw: Scores, tokens: dict[int, torch.Tensor], samples: Samples
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Source scores as they enter the combiner (N, K), and totals (N,)."""
         policies = [source.on_missing for source in self.sources]
+        values = raw.values.clone()
+        for k, shaped_tokens in tokens.items():
+            rows = ~shaped_tokens.isnan().all(dim=1)
+            values[rows, k] = shaped_tokens[rows].nansum(dim=1)
         # Rows to drop go first: they must enter no statistic on the way.
-        kept = drop_rows(raw.values, policies, raw.group_size)
+        kept = drop_rows(values, policies, raw.group_size)
         shaped = fill_holes(self._shape_sources(kept, samples), policies, raw.group_size)
         rewards = _one_per_row("combine", self.combine, raw._replace(values=shaped), samples)
         holes = shaped.isnan()
@@ -285,6 +307,8 @@ class Pipeline:
         columns = list(values.unbind(dim=1))
         for k, source in enumerate(self.sources):
             for index, shaper in enumerate(source.shape):
+                if isinstance(shaper, TokenShaper):
+                    continue
                 columns[k] = _shape(f"rewards.{source.name}.shape.{index}", shaper, columns[k], samples)
         return torch.stack(columns, dim=1)
 
@@ -304,19 +328,21 @@ class Pipeline:
         return metrics
 
 
-def _process_rewards(
-    tokens: dict[int, list[list[float]]], weights: list[float], rows: int, world: World, device: Any
-) -> torch.Tensor | None:
-    """Weighted process rewards of all sources and ranks (N, T), 0 for holes; None if no source scores tokens."""
+def _gathered_tokens(
+    tokens: dict[int, list[list[float]]], samples: Samples, world: World, device: Any
+) -> dict[int, torch.Tensor]:
+    """Each source's token values of all ranks, (N, T) float32, NaN where it says nothing."""
     if not tokens:
-        return None
-    widest = max((len(values) for found in tokens.values() for values in found), default=0)
+        return {}
+    widest = max(map(len, samples.completion_ids), default=0)
     width = int(world.gather(torch.tensor([widest], device=device)).max())
-    mine = torch.zeros(rows, width)
-    for k, found in tokens.items():
-        for row, values in enumerate(found):
-            mine[row, : len(values)] += weights[k] * torch.tensor(values)
-    return world.gather(mine.to(device))
+    found = {}
+    for k, rows in tokens.items():
+        mine = torch.full((len(rows), width), torch.nan)
+        for row, values in enumerate(rows):
+            mine[row, : len(values)] = torch.tensor(values)
+        found[k] = world.gather(mine.to(device))
+    return found
 
 
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from trl_rewards.components import Advantage, TokenReward
+from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
@@ -635,7 +635,9 @@ def check_components(recipe: Recipe) -> list[str]:
             sharing += 1
             problems += _check_sharing_source(source, recipe)
         for step, spec in enumerate(source.shape):
-            make("shaper", spec, f"{path}.shape[{step}]")
+            shaper = make("shaper", spec, f"{path}.shape[{step}]")
+            if isinstance(shaper, TokenShaper) and reward is not None and not isinstance(reward, TokenReward):
+                problems.append(f"{path}.shape[{step}]: {spec.use!r} shapes tokens, and {source.use!r} scores none")
         if reward is not None:
             try:
                 reward.check_running(source.running)
@@ -659,7 +661,8 @@ def check_components(recipe: Recipe) -> list[str]:
         make("objective", recipe.objective, "objective")
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
-        make("shaper", spec, f"shape[{step}]")
+        if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
+            problems.append(f"shape[{step}]: {spec.use!r} shapes one source's tokens; name it under that source")
     if recipe.advantage and recipe.trainer in TRAINERS and "advantage" in TRAINERS[recipe.trainer].keys:
         advantage = make("advantage", recipe.advantage, "advantage")
         if advantage is not None:
