@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
+    from trl_rewards.scoring import World
     from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
     from trl_rewards.trainers.ppo import PPOTrainer
@@ -48,6 +49,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "World": "scoring",
     "PairOptions": "pairs",
     "DPOTrainer": "trainers.dpo",
     "GRPOTrainer": "trainers.grpo",
@@ -85,6 +87,7 @@ __all__ = [
     "TokenReward",
     "TokenShaper",
     "TrainableReward",
+    "World",
     "hookimpl",
     "load_advantage",
     "load_combiner",

@@ -96,6 +96,12 @@ class World:
 
         return gather_object([value])
 
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' tensors, put into `tensor`, on every rank."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
     def raise_together(self, problem: str | None, device: Any) -> None:
         """RewardError on every rank if any rank has a problem. Every rank must call this."""
         if not self.gather(torch.tensor([problem is not None], device=device)).any():

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl_rewards.models.adapters import add_adapter, trunk_of, using
+    from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.http import HttpClient, HttpFailure
     from trl_rewards.models.judge import (
         Ask,
@@ -50,6 +50,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Scorer": "scorer",
     "ServedScorer": "served",
     "SharedBase": "shared_base",
+    "adapter_parameters": "adapters",
     "add_adapter": "adapters",
     "VllmSampler": "sampling",
     "WorkFile": "sampling",
@@ -63,6 +64,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "load_tokenizer": "pretrained",
     "trunk_of": "adapters",
     "using": "adapters",
+    "with_adapter": "adapters",
     "sample_candidates": "sampling",
     "stream": "sampling",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "SharedBase",
     "VllmSampler",
     "WorkFile",
+    "adapter_parameters",
     "add_adapter",
     "as_number",
     "as_text",
@@ -98,6 +101,7 @@ __all__ = [
     "stream",
     "trunk_of",
     "using",
+    "with_adapter",
 ]
 
 

@@ -221,12 +221,10 @@ class PipelineMixin(_Trainer):
         needs = self.pipeline.advantage.needs
         if self.pipeline.advantage.level == "sequence" and not needs & {"mask", "process_rewards", "token_rewards"}:
             return batch
-        mask = self._gathered(own_tokens(output))
-        if batch.process_rewards is not None:
-            batch = batch._replace(process_rewards=on_tokens(batch.process_rewards, mask))
+        batch = with_mask(batch, mask := self._gathered(own_tokens(output)))
         if "token_rewards" in needs:
             batch = batch._replace(token_rewards=token_rewards(batch.rewards, batch.process_rewards, mask))
-        return batch._replace(mask=mask)
+        return batch
 
     def _finished(self, advantages: torch.Tensor, batch: RewardBatch, output: dict[str, Any]) -> torch.Tensor:
         """What is trained on, (N,) or (N, T), made of what the advantage gave."""
@@ -306,6 +304,18 @@ def own_tokens(output: dict[str, Any]) -> torch.Tensor:
     """(n, t) 1 where a token is the policy's own: no padding and no tool's words."""
     mask = output["completion_mask"]
     return mask * output["tool_mask"] if "tool_mask" in output else mask
+
+
+def with_mask(batch: RewardBatch, mask: torch.Tensor) -> RewardBatch:
+    """The batch with the mask (N, T) of the policy's own tokens, and its process rewards on these alone.
+
+    What a tool's words were given is taken out of the totals, as far as these are sums.
+    """
+    if batch.process_rewards is None:
+        return batch._replace(mask=mask)
+    own = on_tokens(batch.process_rewards, mask)
+    foreign = batch.process_rewards.sum(dim=1) - own.sum(dim=1)
+    return batch._replace(mask=mask, process_rewards=own, rewards=batch.rewards - foreign)
 
 
 def _row_means(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

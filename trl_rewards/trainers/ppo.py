@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
-from trl_rewards.maths import on_tokens, token_rewards, whiten_masked
+from trl_rewards.maths import token_rewards, whiten_masked
 from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.schedules import Schedule
@@ -28,7 +28,7 @@ from trl_rewards.testing import make_batch, make_scores
 from trl_rewards.trainers.critic import ADAPTER, Critic, adapter_critic, model_critic, value_loss
 from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
-from trl_rewards.trainers.mixin import own_tokens
+from trl_rewards.trainers.mixin import own_tokens, with_mask
 from trl_rewards.trainers.ppo_config import PPOConfig
 from trl_rewards.trainers.sharing import splits_weights
 from trl_rewards.trainers.state import checkpoint_folder
@@ -170,7 +170,7 @@ class PPOTrainer(GRPOTrainer):
             batch = batch._replace(rewards=batch.rewards - self.args.missing_eos_penalty * unfinished)
             metrics["reward/after_eos_penalty"].append(batch.rewards.nanmean().item())
 
-        mask = self._gathered(own_tokens(output))
+        batch = with_mask(batch, mask := self._gathered(own_tokens(output)))
         scored = mask * ~batch.rewards.isnan()[:, None]
         tokens = token_rewards(batch.rewards, batch.process_rewards, mask)
         logps = ref_logps = values = None
@@ -188,9 +188,7 @@ class PPOTrainer(GRPOTrainer):
         if self.critic is not None:
             output["old_values"] = self._rollout_values(self.critic, output)
             values = self._gathered(output["old_values"])
-        if batch.process_rewards is not None:
-            batch = batch._replace(process_rewards=on_tokens(batch.process_rewards, mask))
-        return batch._replace(mask=mask, token_rewards=tokens, values=values, logps=logps, ref_logps=ref_logps)
+        return batch._replace(token_rewards=tokens, values=values, logps=logps, ref_logps=ref_logps)
 
     def _adapt(self, kl: torch.Tensor, mask: torch.Tensor) -> None:
         """Log the KL of a batch, and move its coefficient for the next one. `kl`: (N, T)."""

@@ -4,6 +4,16 @@ from trl_rewards import hookimpl
 
 
 @hookimpl
+def register_rewards():
+    return {"prime": "trl_rewards_prime.prime:Prime"}
+
+
+@hookimpl
+def register_shapers():
+    return {"prime_norm": "trl_rewards_prime.prime:PrimeNorm"}
+
+
+@hookimpl
 def register_advantages():
     return {
         "prime_rloo": "trl_rewards_prime.advantages:PrimeRLOO",

@@ -14,7 +14,7 @@ STEPS = torch.tensor([[NAN, 0.9, 0.7, NAN, 0.4], [0.8, NAN, NAN, NAN, NAN], [NAN
 
 
 def shaped(shaper, rewards=STEPS, outcomes=(1.0, 0.0, None)):
-    scores = make_scores([[outcome] for outcome in outcomes], names=["exact"], group_size=1)
+    scores = make_scores([[outcome] for outcome in outcomes], group_size=1)._replace(names=("exact",))
     return shaper.shape_tokens(rewards, scores, make_samples(completions=["a"] * len(rewards)))
 
 
@@ -75,9 +75,9 @@ def test_a_source_with_a_token_shaper_counts_as_what_it_makes_of_the_tokens():
     samples = Samples(prompts=["p"] * 2, completions=["a", "b"], completion_ids=[[1] * 4, [1] * 8], columns={})
     plain = Pipeline([Source("steps", Steps())]).score(samples, group_size=2)
     assert plain.rewards.tolist() == pytest.approx([1.8, 3.6])
-    batch = Pipeline([Source("steps", Steps(), shape=[load_shaper("prm_delta"), load_shaper("clip", high=0.5)])]).score(
-        samples, group_size=2
-    )
+    batch = Pipeline(
+        [Source("steps", Steps(), shape=[load_shaper("prm_delta"), load_shaper("clip", high=0.5)])]
+    ).score(samples, group_size=2)
     assert batch.scores.values[:, 0].tolist() == pytest.approx([1.8, 3.6])  # logged as the source gave it
     assert batch.rewards.tolist() == pytest.approx([0.5, 0.5])
     assert batch.process_rewards[0].tolist() == pytest.approx([0, 0.9, 0, 0, 0, 0, 0, 0])
