@@ -13,6 +13,7 @@ from trl_rewards.testing import (
     check_objective,
     check_reward,
     check_shaper,
+    check_token_shaper,
     make_samples,
 )
 
@@ -41,8 +42,19 @@ SHAPERS = {
     "tanh": ({}, {}),
     "whiten": ({}, {}),
 }
+TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
 COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
-ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
+ADVANTAGES = {
+    "batch_norm": {},
+    "bnpo": {},
+    "center": {},
+    "gae": {},
+    "group_norm": {},
+    "leave_one_out": {},
+    "prime_grpo": {"whiten": False},  # whitening takes the mean of all tokens away, which is 0 but for the rounding
+    "prime_reinforce": {},
+    "prime_rloo": {"whiten": False},
+}
 SLOW = {"accuracy", "model"}
 
 
@@ -54,7 +66,7 @@ OBJECTIVES = {
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
-ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
+ELSEWHERE = {"polar", "prime", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 
 
@@ -62,7 +74,7 @@ ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanythi
     ("kind", "table"),
     [
         ("reward", REWARDS),
-        ("shaper", SHAPERS),
+        ("shaper", SHAPERS | TOKEN_SHAPERS),
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
@@ -104,6 +116,11 @@ def test_reward_keeps_its_contract(name, request):
 def test_shaper_keeps_its_contract(name):
     options, columns = SHAPERS[name]
     check_shaper(load_shaper(name, **options), **columns)
+
+
+@pytest.mark.parametrize("name", sorted(TOKEN_SHAPERS))
+def test_shaper_of_tokens_keeps_its_contract(name):
+    check_token_shaper(load_shaper(name, **TOKEN_SHAPERS[name]))
 
 
 @pytest.mark.parametrize("name", sorted(COMBINERS))

@@ -251,6 +251,8 @@ class Advantage(Component):
     level: ClassVar[Literal["sequence", "token"]] = "sequence"
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of RewardBatch that must be there, such as {"values"}: a trainer without them refuses it early."""
+    compares_groups: ClassVar[bool] = True
+    """Equal rewards of a group, and a group of one, give exactly 0."""
 
     def passes_over(self) -> tuple[str, ...]:
         """Parts of a recipe that it does not see, of "combine" and "shape": a warning says so where they are set."""

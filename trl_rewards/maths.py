@@ -46,6 +46,16 @@ def centered(rewards: Tensor, group_size: int) -> Tensor:
     return deviations.masked_fill(constant, 0.0)
 
 
+def less_others(rewards: Tensor, group_size: int) -> Tensor:
+    """Reward minus the mean of the other rows of its group: (N,) -> (N,) float64; holes stay NaN and out of it.
+
+    Exactly 0 in constant groups and for a row alone.
+    """
+    scored = (~rewards.isnan()).view(-1, group_size).sum(dim=1).repeat_interleave(group_size)
+    # r_i - (Σ - r_i) / (n - 1) = (r_i - mean) · n / (n - 1), which is exactly 0 in constant groups.
+    return centered(rewards, group_size) * (scored / (scored - 1).clamp(min=1))
+
+
 def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tensor:
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_rewards import Context, Pipeline, Reward, RewardError, Samples, load_reward, load_shaper
 from trl_rewards.scoring import Source
+from trl_rewards.testing import check_reward
 
 WORDS = ["the cat ran", "a dog sat on the mat", "cats", "the dog ran and ran"]
 
@@ -40,6 +41,10 @@ def prime_of(path, **options):
 
 def pipeline_of(path, **options):
     return Pipeline([Source("prime", prime_of(path, **options)), Source("even", Even())])
+
+
+def test_it_keeps_the_contract_of_a_reward(policy_path):
+    check_reward(load_reward("prime", path=policy_path, dtype="float32"), samples_of(policy_path))
 
 
 def test_rewards_start_at_0(policy_path):
@@ -162,6 +167,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 from trl_rewards import GRPOTrainer, Pipeline, Reward, load_advantage, load_reward
 from trl_rewards.scoring import Source
+from trl_rewards.testing import check_reward
 
 policy, folder, world, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 

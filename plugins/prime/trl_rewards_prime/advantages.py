@@ -11,7 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trl_rewards import Advantage, RewardBatch
-from trl_rewards.maths import group_mean, group_std, on_tokens, to_go, token_rewards, whiten_masked
+from trl_rewards.maths import (
+    centered,
+    group_mean,
+    group_std,
+    less_others,
+    on_tokens,
+    to_go,
+    token_rewards,
+    whiten_masked,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,17 +31,15 @@ def row_means(rewards: Tensor, mask: Tensor) -> Tensor:
     return (rewards.double() * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def others_mean(values: Tensor, group_size: int) -> Tensor:
-    """Mean of the other rows of the group, NaN ones left out: (N,) -> (N,) float64; a row alone gets its own value."""
-    groups = values.double().view(-1, group_size)
-    count = (~groups.isnan()).sum(dim=1, keepdim=True)
-    rest = (groups.nansum(dim=1, keepdim=True) - groups.nan_to_num(nan=0.0)) / (count - 1).clamp(min=1)
-    return rest.where(count > 1, groups).view(-1)
+def less_others_means(rewards: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """Equation 5's process rewards: each token less the mean of the other rows' token means. (N, T) float64.
 
-
-def less_others(rewards: Tensor, mask: Tensor, group_size: int) -> Tensor:
-    """Equation 5's process rewards: each token less the mean of the other rows' token means. (N, T) float64."""
-    return (rewards.double() - others_mean(row_means(rewards, mask), group_size)[:, None]) * mask
+    0 for a row alone in its group.
+    """
+    means = row_means(rewards, mask)
+    others = means - less_others(means, group_size)
+    alone = (~means.isnan()).view(-1, group_size).sum(dim=1).repeat_interleave(group_size) < 2
+    return (rewards.double() - others[:, None]).masked_fill(alone[:, None], 0.0).nan_to_num(nan=0.0) * mask
 
 
 def less_others_as_released(rewards: Tensor, mask: Tensor, group_size: int) -> Tensor:
@@ -109,10 +116,10 @@ class PrimeRLOO(_Prime):
     def process(self, rewards: Tensor, mask: Tensor, group_size: int) -> Tensor:
         if self.variant != "paper":
             return less_others_as_released(rewards, mask, group_size)
-        return less_others(rewards, mask, group_size)
+        return less_others_means(rewards, mask, group_size)
 
     def outcome(self, rewards: Tensor, group_size: int) -> Tensor:
-        return rewards - others_mean(rewards, group_size)
+        return less_others(rewards, group_size)
 
 
 class PrimeGRPO(_Prime):
@@ -127,7 +134,7 @@ class PrimeGRPO(_Prime):
         return _over((rewards - group_mean(means, group_size)[:, None]) * mask, group_std(means, group_size)[:, None])
 
     def outcome(self, rewards: Tensor, group_size: int) -> Tensor:
-        return _over(rewards - group_mean(rewards, group_size), group_std(rewards, group_size))
+        return _over(centered(rewards, group_size), group_std(rewards, group_size))
 
 
 class PrimeReinforce(_Prime):
@@ -135,6 +142,8 @@ class PrimeReinforce(_Prime):
 
     https://huggingface.co/papers/2502.01456
     """
+
+    compares_groups: ClassVar[bool] = False
 
     def process(self, rewards: Tensor, mask: Tensor, group_size: int) -> Tensor:
         return rewards
