@@ -227,7 +227,7 @@ def new(
     folder: Annotated[Path | None, typer.Option(help="where to write it")] = None,
     kind: Annotated[str, typer.Option(help="reward or tool")] = "reward",
 ) -> None:
-    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes at once."""
+    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes."""
     from trl_rewards.scaffold import write_plugin
 
     target = write_plugin(name, folder or Path(name), kind)

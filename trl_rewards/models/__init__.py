@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
@@ -52,6 +53,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
     "VllmSampler": "sampling",
+    "WebTool": "web",
     "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
@@ -84,6 +86,7 @@ __all__ = [
     "ServedScorer",
     "SharedBase",
     "VllmSampler",
+    "WebTool",
     "WorkFile",
     "add_adapter",
     "as_number",
