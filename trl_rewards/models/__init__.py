@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
-    from trl_rewards.models.http import HttpClient, HttpFailure
+    from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
         JudgeReward,
@@ -52,6 +52,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ServedScorer": "served",
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
+    "api_key": "http",
     "VllmSampler": "sampling",
     "WebTool": "web",
     "WorkFile": "sampling",
@@ -89,6 +90,7 @@ __all__ = [
     "WebTool",
     "WorkFile",
     "add_adapter",
+    "api_key",
     "as_number",
     "as_text",
     "extract_json",

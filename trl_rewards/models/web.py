@@ -20,8 +20,8 @@ class WebTool(Tool):
     While a question is being asked, equal ones wait for its answer; later ones find it in the cache.
     """
 
-    key_header: ClassVar[str] = "Authorization"
-    """The header that carries the key, after "Bearer " where it is Authorization."""
+    key_header: ClassVar[str | None] = "Authorization"
+    """The header that carries the key, after "Bearer " where it is Authorization. None: `fetch` puts it elsewhere."""
 
     endpoint: str
     """Address of the API."""
@@ -58,11 +58,11 @@ class WebTool(Tool):
         if self.api_key_env is not None:
             api_key(self.api_key_env)
 
-    async def fetch(self, client: HttpClient, question: Mapping[str, str]) -> str:
+    async def fetch(self, client: HttpClient, question: Mapping[str, Any]) -> str:
         """The answer to a question, as text. Raise HttpFailure or ToolError where there is none: it is not kept."""
         raise NotImplementedError(f"{type(self).__name__} must define fetch(self, client, question)")
 
-    def look_up(self, question: Mapping[str, str]) -> str:
+    def look_up(self, question: Mapping[str, Any]) -> str:
         """The kept answer to a question, or the API's; from any thread.
 
         Raises what `fetch` raises, and TimeoutError.
@@ -77,24 +77,27 @@ class WebTool(Tool):
             self._kept.keep(key, answer)
         return answer
 
-    async def _ask_once(self, key: str, question: Mapping[str, str]) -> str:
+    async def _ask_once(self, key: str, question: Mapping[str, Any]) -> str:
         task = self._asking.get(key)
         if task is None or task.get_loop() is not asyncio.get_running_loop():
             task = self._asking[key] = asyncio.create_task(self._ask(question))
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await task
 
-    async def _ask(self, question: Mapping[str, str]) -> str:
+    async def _ask(self, question: Mapping[str, Any]) -> str:
         async with asyncio.timeout(self.timeout):
-            return await self.fetch(self._client, question)
+            answer = await self.fetch(self._client, question)
+        if not isinstance(answer, str):
+            raise TypeError(f"the API's answer is no text but {answer!r:.200}")
+        return answer
 
     def _connect(self) -> None:
         self._asking: dict[str, asyncio.Task[str]] = {}
         self._kept = KeptAnswers(self.cache, "cache") if self.cache else None
         self._client = HttpClient(
             self.endpoint,
-            api_key_env=self.api_key_env,
-            key_header=self.key_header,
+            api_key_env=self.api_key_env if self.key_header else None,
+            key_header=self.key_header or "",
             timeout=self.timeout / 2,
             retries=self.retries,
             concurrency=self.concurrency,
