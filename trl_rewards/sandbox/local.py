@@ -132,8 +132,7 @@ class LocalSandbox(Sandbox):
         job = json.dumps({"tests": tests, "setup": suite.setup, "entry_point": suite.entry_point})
         with ExitStack() as stack:
             ends = [*os.pipe(), *os.pipe()]
-            for end in ends:
-                stack.callback(_close, end)
+            stack.callback(lambda: [_close(end) for end in ends])  # only what is left: numbers are used again
             from_code, to_judge, from_judge, to_code = ends[0], ends[1], ends[2], ends[3]
             files = main | {"solution.py": suite.code}
             ports = ["main.py", "solve", str(from_judge), str(to_judge)]
