@@ -56,7 +56,7 @@ OBJECTIVES = {
 }
 ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
-TOOLS = {"calculator", "calendar", "translator", "weather", "web_search", "wiki_search"}
+TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
 """Tools, which are checked by their plugins' own tests."""
 
 
