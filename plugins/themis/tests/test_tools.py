@@ -81,6 +81,7 @@ def test_calculator_reads_the_result_from_the_answer_and_not_from_the_question()
         ("2+2>>4", 0),
         ("1<<4 | 3 & 6 ^ ~0", -3),
         ("ceil(7/2)", 4.0),
+        ("ceil(2)//2", 1),
         ("sqrt(abs(-16))", 4.0),
         ("2**63-1", 2**63 - 1),
     ],
@@ -199,7 +200,7 @@ def test_code_without_tests_is_no_result(code):
 def test_code_keeps_the_contract_and_pickles(code):
     row = {"test_list": ["assert twice(2) == 4"]}
     answer = "def twice(number):\n    return number * 2"
-    check_tool(code, "Same as the answer", name="code_run", answer=answer, **row)
+    check_tool(code, "Same as the answer", name="code_run", answer=answer, row=row)
     again = pickle.loads(pickle.dumps(code))
     assert ask(again, answer=answer, row=row).text == "The pass rate is 1.0. All test cases passed."
     again.close()
@@ -512,7 +513,7 @@ def test_tools_keep_the_contract(histories, monkeypatch, tmp_path):
     check_tool(box.find("calculator"), "<<2*3=6>>6", "?", answer="#### 6")
     check_tool(box.find("calendar"), "2015-03-24", name="Calendar.week_day")
     check_tool(box.find("weather"), "Suzhou, 2023-06-23")
-    check_tool(box.find("translator"), "Cái gì bị phá hủy?", id="none")
+    check_tool(box.find("translator"), "Cái gì bị phá hủy?", row={"id": "none"})
     body = {"organic": [{"snippet": "wet"}]}
     with Server(always(body=body)) as server:
         cache = str(tmp_path / "cache.sqlite")
