@@ -1,8 +1,8 @@
 """What an arithmetic expression comes to, without Python's `eval`, in bounded time and memory.
 
 The numbers are those of numexpr, which Themis's calculator uses (https://github.com/pydata/numexpr): an expression of
-constants is Python's arithmetic there, and a result must fit into 64 bits. What is no real number, such as sqrt(-1), is
-an error here.
+constants is Python's arithmetic there, and a result must fit into 64 bits. What is no real number, such as sqrt(-1),
+is an error here.
 """
 
 from __future__ import annotations
