@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trl_rewards.sandbox.opening import NAMES, check_choice, open_sandbox
-from trl_rewards.sandbox.programs import Limits, Outcome, Program, Sandbox, TestResult, run_tests
+from trl_rewards.sandbox.programs import Limits, Outcome, Program, Sandbox, Suite, TestResult, run_tests
 
 __all__ = [
     "NAMES",
@@ -11,6 +11,7 @@ __all__ = [
     "Outcome",
     "Program",
     "Sandbox",
+    "Suite",
     "TestResult",
     "check_choice",
     "open_sandbox",

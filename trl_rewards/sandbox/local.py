@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from trl_rewards.sandbox.programs import (
     Status,
     Suite,
     TestResult,
+    status_of,
     usable_processors,
 )
 from trl_rewards.sandbox.syscalls import architecture, seccomp_filter
@@ -106,7 +108,7 @@ class LocalSandbox(Sandbox):
         most = program.limits.output_kb * 1024
         stdout, stderr = (part[:most].decode("utf-8", "replace") for part in (confined.stdout, confined.stderr))
         code = confined.process.returncode
-        status = stopped or _status(code, stderr)
+        status = stopped or status_of(code, stderr)
         return Outcome(status=status, stdout=stdout, stderr=stderr, exit_code=code, seconds=seconds)
 
     def run_suite(self, suite: Suite) -> list[TestResult]:
@@ -117,33 +119,33 @@ class LocalSandbox(Sandbox):
             except OSError as error:
                 left = len(suite.tests) - len(results)
                 results += [TestResult("infra", f"{type(error).__name__}: {error}")] * left
+            if suite.stop_early and any(result.status != "passed" for result in results):
+                break
         return results
 
     def _judge(self, suite: Suite, tests: list[str]) -> list[TestResult]:
         """Results of the first tests, up to one that ended the processes; at least one."""
-        limits = Limits(
+        limits = replace(
+            suite.limits,
             seconds=START_SECONDS + suite.timeout * (len(tests) + 1),
-            memory_mb=suite.limits.memory_mb,
-            output_kb=suite.limits.output_kb + 2 * len(tests),  # verdicts have at most so much
-            disk_mb=suite.limits.disk_mb,
-            threads=suite.limits.threads,
+            output_kb=64 + 2 * len(tests),  # a verdict is shorter
         )
         main = {"main.py": PEER.read_text(encoding="utf-8")}
-        job = json.dumps({"tests": tests, "setup": suite.setup, "entry_point": suite.entry_point})
+        job = json.dumps(suite.job(tests))
+        from_code, to_judge = os.pipe()
+        from_judge, to_code = os.pipe()
         with ExitStack() as stack:
-            ends = [*os.pipe(), *os.pipe()]
-            stack.callback(lambda: [_close(end) for end in ends])  # only what is left: numbers are used again
-            from_code, to_judge, from_judge, to_code = ends[0], ends[1], ends[2], ends[3]
-            files = main | {"solution.py": suite.code}
-            ports = ["main.py", "solve", str(from_judge), str(to_judge)]
-            solver = Confined(self, ports, files, limits, keep=(from_judge, to_judge), quiet=True)
-            stack.enter_context(solver)
-            ports = ["main.py", "judge", str(from_code), str(to_code)]
-            judge = Confined(self, ports, main | {"job.json": job}, limits, keep=(from_code, to_code))
-            stack.enter_context(judge)
-            for end in ends:
-                _close(end)
-            ends.clear()
+            try:
+                ports = ["main.py", "solve", str(from_judge), str(to_judge)]
+                files = main | {"solution.py": suite.code}
+                solver = Confined(self, ports, files, limits, keep=(from_judge, to_judge), quiet=True)
+                stack.enter_context(solver)
+                ports = ["main.py", "judge", str(from_code), str(to_code)]
+                judge = Confined(self, ports, main | {"job.json": job}, limits, keep=(from_code, to_code))
+                stack.enter_context(judge)
+            finally:  # they are the processes' now: here an open end would keep one from seeing that the other is gone
+                for end in (from_code, to_judge, from_judge, to_code):
+                    os.close(end)
             return _follow(judge, solver, len(tests), suite.timeout)
 
     def close(self) -> None:
@@ -310,17 +312,6 @@ class Confined:
         folders.remove(self.folder)
 
 
-def _status(code: int, stderr: str) -> Status:
-    """What an exit code says. Bubblewrap reports a signal as 128 and its number."""
-    if code == 0:
-        return "ok"
-    signals = {-signal.SIGXCPU: "timeout", 128 + signal.SIGXCPU: "timeout", -signal.SIGKILL: "memory", 137: "memory"}
-    if code in signals:
-        return "timeout" if signals[code] == "timeout" else "memory"
-    last = stderr.rstrip().rpartition("\n")[2]
-    return "memory" if last.startswith("MemoryError") else "error"
-
-
 def _follow(judge: Confined, solver: Confined, count: int, timeout: float) -> list[TestResult]:
     """Read verdicts as they come, at least one; after `timeout` seconds without, the test that runs has timed out."""
     results: list[TestResult] = []
@@ -350,11 +341,6 @@ def _follow(judge: Confined, solver: Confined, count: int, timeout: float) -> li
         why = "wrote more than its folder or output may hold" if stopped else "the tests' process ended"
         return results or [TestResult("failed", why)]
     return results
-
-
-def _close(descriptor: int) -> None:
-    with suppress(OSError):
-        os.close(descriptor)
 
 
 class Landlock(LocalSandbox):

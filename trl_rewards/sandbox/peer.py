@@ -2,7 +2,7 @@
 
     main.py judge READ WRITE      runs the tests of job.json and writes one verdict per line to stdout
     main.py solve READ WRITE      holds solution.py and does what the judge asks
-    main.py alone                 the judge, which starts the solver itself, where a sandbox is one place
+    main.py                       the judge, which starts the solver itself and keeps time, where there is one place
 
 The code can forge nothing: no test ever enters its process, and what it sends is read as plain values (numbers,
 strings, lists, …), never as objects whose `==` it wrote. Objects stay where they are; the other side holds a `Remote`,
@@ -13,11 +13,13 @@ call changes in the lists and dictionaries it was given is copied back. Standard
 import ast
 import builtins
 import collections
+import ctypes
 import datetime
 import decimal
 import fractions
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -47,6 +49,10 @@ TIMES = {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.
 
 class Gone(BaseException):
     """The other process has ended, or talks nonsense."""
+
+
+class Late(BaseException):
+    """The time for a test is over."""
 
 
 class Unfit(TypeError):
@@ -170,7 +176,7 @@ class Peer:
             else:
                 value = self.operations[operation](*arguments)
             answer = ["answer", self.pack(value), changed]
-        except Gone:
+        except (Gone, Late):
             raise
         except BaseException as error:
             try:
@@ -330,7 +336,7 @@ OPERATIONS: dict = {
 class Judge(Peer):
     """The tests' end, which trusts the other with nothing but plain values and calls of what tests hand out."""
 
-    unfit = None
+    unfit = ""
     """What a test handed out that cannot travel."""
 
     def hand_out(self, value):
@@ -429,6 +435,8 @@ def judge(peer, job, say):
         peer.ask("load")
     except Gone as gone:
         problem = str(gone)
+    except Late:
+        raise
     except BaseException as error:
         problem = told(error)
     else:
@@ -443,7 +451,7 @@ def judge(peer, job, say):
     try:
         shared |= look_up(peer, job["setup"], entry_point, set())
         exec(compile(job["setup"], "setup", "exec"), shared)
-    except Gone:
+    except (Gone, Late):
         raise
     except BaseException as error:
         for _ in job["tests"]:
@@ -465,7 +473,7 @@ def look_up(peer, source, entry_point, known):
 
 def verdict(peer, test, shared, entry_point):
     """What came of one test."""
-    peer.unfit = None
+    peer.unfit = ""
     try:
         compiled = compile(test, "test", "exec")
         known = set(shared) - ({entry_point} if entry_point else set())
@@ -476,13 +484,15 @@ def verdict(peer, test, shared, entry_point):
         shared |= {name: space[name] for name in (entry_point, "candidate") if name in space}  # for helpers of setup
     try:
         exec(compiled, space)
-    except Gone:
+    except (Gone, Late):
         raise
     except BaseException as error:
         status, message = "failed", told(error, test)
     else:
         status, message = "passed", ""
-    return {"status": "broken", "message": peer.unfit} if peer.unfit else {"status": status, "message": message}
+    if peer.unfit:  # also where the test went on
+        status, message = "broken", peer.unfit
+    return {"status": status, "message": message}
 
 
 def told(error, test=""):
@@ -503,25 +513,17 @@ def told(error, test=""):
 def main():
     """Take the role that the command line says."""
     sys.set_int_max_str_digits(0)
-    role = sys.argv[1]
-    if role == "alone":
-        (reading, theirs_out), (theirs_in, writing) = os.pipe(), os.pipe()
-        command = [sys.executable, __file__, "solve", str(theirs_in), str(theirs_out)]
-        subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdin=-3, stdout=-3, stderr=-3)
-        os.close(theirs_in)
-        os.close(theirs_out)
-    else:
-        reading, writing = map(int, sys.argv[2:4])
+    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    if not sys.argv[1:]:
+        return alone()
+    role, reading, writing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     if role == "solve":
         vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as the site module does
         try:
             Solver(reading, writing).serve()
         except Gone:
             os._exit(0)
-    with open("job.json", encoding="utf-8") as file:
-        job = json.load(file)
-    out = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    job, out = prepare()
 
     def say(line):
         out.write(json.dumps(line) + "\n")
@@ -534,8 +536,61 @@ def main():
         judge(peer, job, say)
     except Gone as gone:
         say({"status": "failed", "message": str(gone)})
-    out.flush()
     os._exit(0)
+
+
+def prepare():
+    """The job, and where verdicts are written; what tests print goes nowhere."""
+    with open("job.json", encoding="utf-8") as file:
+        job = json.load(file)
+    out = os.fdopen(os.dup(1), "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    return job, out
+
+
+def alone():
+    """Judge and solver in one sandbox, which sees to nothing but a limit for all."""
+    job, out = prepare()
+    os.unlink("job.json")  # it has the tests, and the word that makes a verdict one
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: nobody reads this process's memory and descriptors
+    tests, done = job["tests"], 0
+
+    def late(*_):
+        raise Late
+
+    signal.signal(signal.SIGALRM, late)
+    while done < len(tests):
+        (reading, theirs_out), (theirs_in, writing) = os.pipe(), os.pipe()
+        command = [sys.executable, os.path.abspath(__file__), "solve", str(theirs_in), str(theirs_out)]
+        solver = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdin=-3, stdout=-3, stderr=-3)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        came, loaded = 0, False
+
+        def say(line):
+            nonlocal came, loaded
+            came, loaded = came + ("status" in line), True
+            out.write(json.dumps(line | {"word": job["word"]}) + "\n")
+            out.flush()
+            signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+
+        peer = Judge(reading, writing)
+        try:
+            peer.ask("hello")
+            signal.setitimer(signal.ITIMER_REAL, job["timeout"])
+            judge(peer, job | {"tests": tests[done:]}, say)
+        except Gone as gone:
+            say({"status": "failed", "message": str(gone)})
+        except Late:
+            again = len(tests) - done if not loaded else 1
+            for _ in range(again):
+                say({"status": "timeout", "message": f"took longer than {job['timeout']:g} s"})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        solver.kill()
+        solver.wait()
+        os.close(reading)
+        os.close(writing)
+        done += came
 
 
 if __name__ == "__main__":

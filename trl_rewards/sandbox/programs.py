@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "infra"]
 """`ok`: ended with exit code 0. `error`: with another, or by a signal. `timeout`, `memory`, `output`: it was stopped
@@ -86,7 +88,13 @@ class Suite:
     timeout: float = 3.0
     """Seconds per test, and for the code to load."""
     limits: Limits = Limits()
-    """`seconds` is not used."""
+    """Of either process; `seconds` is not used."""
+    stop_early: bool = False
+    """Whether the tests after one that did not pass may be left out of the results."""
+
+    def job(self, tests: list[str]) -> dict[str, Any]:
+        """What the process that runs these tests is told."""
+        return {"tests": tests, "setup": self.setup, "entry_point": self.entry_point}
 
 
 class Sandbox:
@@ -124,7 +132,17 @@ class Sandbox:
 
 def usable_processors() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def status_of(code: int, stderr: str) -> Status:
+    """What an exit code says, and Python's last words. Some runners report a signal as 128 and its number."""
+    if code == 0:
+        return "ok"
+    if code in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        return "timeout"
+    out_of_memory = stderr.rstrip().rpartition("\n")[2].startswith("MemoryError")
+    return "memory" if out_of_memory or code in (-signal.SIGKILL, 128 + signal.SIGKILL) else "error"
 
 
 def run_tests(
