@@ -25,6 +25,10 @@ REWARDS = {
     "accuracy": ({"seconds": 20.0}, {"answer": ["22", "23", None, "\\frac{1}{2}", "5", "#### 7"]}),
     "bleu_rouge_f1": ({}, {"references": REFERENCES}),
     "bleuberi": ({}, {"references": REFERENCES}),
+    "code_tests": (
+        {},
+        {"tests": [["assert 1 + 1 == 2"], None, ["assert x == 1"], [], "x()", '[{"input": "1", "output": "1"}]']},
+    ),
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),

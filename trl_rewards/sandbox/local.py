@@ -48,6 +48,7 @@ START_SECONDS = 30.0
 INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 _BOOT = (  # `exit` and `quit` come from the site module, which costs more than the program's whole start
     "__import__('builtins').exit = __import__('builtins').quit = __import__('sys').exit; "
+    "__file__ = __import__('sys').argv[0] = 'main.py'; "
     "exec(compile(open('main.py', encoding='utf-8').read(), 'main.py', 'exec'))"
 )
 
