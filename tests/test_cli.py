@@ -95,7 +95,7 @@ def test_list_of_an_unknown_kind_fails(command):
     assert command("list", "rewords") == (
         1,
         "",
-        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, tool\n",
+        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, selector, tool\n",
     )
 
 

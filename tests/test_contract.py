@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import load_advantage, load_combiner, load_objective, load_plugins, load_reward, load_shaper
+from trl_rewards import (
+    load_advantage,
+    load_combiner,
+    load_objective,
+    load_plugins,
+    load_reward,
+    load_selector,
+    load_shaper,
+)
 from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_objective,
     check_reward,
+    check_selector,
     check_shaper,
     make_samples,
 )
@@ -43,6 +52,7 @@ SHAPERS = {
 }
 COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
 ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
+SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}
 
 
@@ -66,6 +76,7 @@ ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanythi
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
+        ("selector", SELECTORS),
     ],
 )
 def test_every_registered_component_is_checked(kind, table):
@@ -116,7 +127,13 @@ def test_advantage_keeps_its_contract(name):
     check_advantage(load_advantage(name, **ADVANTAGES[name]))
 
 
-@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective"])
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_selector_keeps_its_contract(name):
+    check_selector(load_selector(name, **SELECTORS[name]))
+    check_selector(load_selector(name, holes=True), holes=True)
+
+
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective", "selector"])
 def test_every_component_says_what_it_is_in_a_sentence(kind):
     from trl_rewards.plugins import first_sentence
 

@@ -15,6 +15,7 @@ from trl_rewards.components import (
     RewardBatch,
     Score,
     Scores,
+    Selector,
     Shaper,
     TokenReward,
     TrainableReward,
@@ -24,7 +25,14 @@ from trl_rewards.hookspecs import hookimpl
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
+    from trl_rewards.loading import (
+        load_advantage,
+        load_combiner,
+        load_objective,
+        load_reward,
+        load_selector,
+        load_shaper,
+    )
     from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
@@ -44,6 +52,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_shaper": "loading",
     "load_advantage": "loading",
     "load_objective": "loading",
+    "load_selector": "loading",
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
@@ -80,6 +89,7 @@ __all__ = [
     "Samples",
     "Score",
     "Scores",
+    "Selector",
     "Shaper",
     "TokenReward",
     "TrainableReward",
@@ -89,6 +99,7 @@ __all__ = [
     "load_objective",
     "load_plugins",
     "load_reward",
+    "load_selector",
     "load_shaper",
 ]
 

@@ -76,7 +76,9 @@ def plugins() -> None:
 
 @app.command(name="list")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="reward, combiner, shaper, advantage or tool")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="reward, combiner, shaper, advantage, objective, selector or tool")
+    ] = None,
 ) -> None:
     """Every component: kind, name, plugin, and what it is in a sentence."""
     from trl_rewards.plugins import first_sentence, kinds, load_plugins
