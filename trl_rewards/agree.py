@@ -74,7 +74,7 @@ class Agreement(NamedTuple):
 def agreement(compared: Sequence[Compared], ties: Literal["half", "strict"] = "half", seed: int = 0) -> Agreement:
     """The share of pairs in which a reward agrees, with a 95 % interval.
 
-    It is Wilson's, or where prompts come more than once a bootstrap over prompts, which keeps a prompt's pairs together.
+    Wilson's, or where prompts come more than once a bootstrap over prompts, which keeps a prompt's pairs together.
     """
     points: dict[Hashable, list[float]] = {}
     tied = missing = 0
