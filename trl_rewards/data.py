@@ -74,7 +74,7 @@ def _read_files(files: dict[str, Path], streaming: bool) -> Any:
     """{split: file}, each with columns of its own."""
     import datasets
 
-    splits = {split: _read_file(file, streaming) for split, file in files.items()}
+    splits: Any = {split: _read_file(file, streaming) for split, file in files.items()}
     return datasets.IterableDatasetDict(splits) if streaming else datasets.DatasetDict(splits)
 
 

@@ -256,7 +256,7 @@ def distribution(pool: Sequence[float], picked: Sequence[float], metric: str, se
             axes.axvline(edge, color=COLOURS[6], linestyle="--", linewidth=1.4, label=f"threshold {edge:.4g}")
         axes.set_xlabel(metric).set_parse_math(False)
         axes.set_ylabel("rows")
-        for words in axes.legend(fontsize=8).get_texts():
+        for words in figure.legend(loc="outside upper right", ncols=4, fontsize=8).get_texts():
             words.set_parse_math(False)
         file = io.BytesIO()
         figure.savefig(file, format="png")
