@@ -32,6 +32,7 @@ REFERENCES = [["The sum is 22."], ["hot", "It is hot."], [], None, ["Tuesday"], 
 SCRIPTED = {"model": "scripted", "endpoint": "bundled:judge"}
 REWARDS = {
     "accuracy": ({"seconds": 20.0}, {"answer": ["22", "23", None, "\\frac{1}{2}", "5", "#### 7"]}),
+    "bleu_rouge_f1": ({}, {"references": REFERENCES}),
     "bleuberi": ({}, {"references": REFERENCES}),
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
@@ -41,6 +42,8 @@ REWARDS = {
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
     "regex_format": ({}, {}),
+    "rouge_l": ({}, {"references": REFERENCES}),
+    "think_answer_format": ({}, {}),
 }
 SHAPERS = {
     "clip": ({"low": -1.0, "high": 1.0}, {}),
@@ -50,7 +53,15 @@ SHAPERS = {
     "tanh": ({}, {}),
     "whiten": ({}, {}),
 }
-COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
+COMBINERS = {
+    "bleu_rm": {},
+    "mean": {},
+    "median": {},
+    "min": {},
+    "normalize_then_sum": {},
+    "product": {},
+    "weighted_sum": {},
+}
 ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
 SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}
@@ -64,7 +75,7 @@ OBJECTIVES = {
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
-ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
+ELSEWHERE = {"bertscore", "polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
+    from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.http import HttpClient, HttpFailure
     from trl_rewards.models.judge import (
         Ask,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
+    "Embedder": "embedding",
     "HttpClient": "http",
     "HttpFailure": "http",
     "InProcess": "options",
@@ -57,6 +59,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "as_text": "judge",
     "extract_json": "judge",
     "keep_4bit_unpacked": "pretrained",
+    "load_embedder": "embedding",
     "load_pretrained": "pretrained",
     "load_sampler": "sampling",
     "load_scorer": "scorer",
@@ -69,6 +72,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 
 __all__ = [
     "Ask",
+    "Embedder",
     "HttpClient",
     "HttpFailure",
     "InProcess",
@@ -90,6 +94,7 @@ __all__ = [
     "as_text",
     "extract_json",
     "keep_4bit_unpacked",
+    "load_embedder",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
