@@ -59,11 +59,14 @@ def real_texts(folder: Path, prompts: int, group: int) -> Texts:
     def read(name: str) -> list[dict]:
         return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
+    wanted_by_prompt = {row["instruction"]: list(row["references"].values()) for row in read("references.jsonl")}
     answers: dict[str, list[str]] = {}
     for row in read("testset-v1.jsonl"):
-        for name in (row["instruction"], f"{row['instruction']}\n\n{row['input']}"):
-            answers.setdefault(name, []).extend(str(row[key]) for key in ("response1", "response2"))
-    found = [(answers[row["instruction"]], list(row["references"].values())) for row in read("references.jsonl")]
+        prompt = f"{row['instruction']}\n\n{row['input']}"
+        prompt = prompt if prompt in wanted_by_prompt else row["instruction"]
+        said = (str(row[key]) for key in ("response1", "response2"))
+        answers.setdefault(prompt, []).extend(text for text in said if text.strip())  # evaluate divides by zero there
+    found = [(own, wanted_by_prompt[prompt]) for prompt, own in answers.items() if prompt in wanted_by_prompt]
     completions, references = [], []
     for own, wanted in itertools.islice(itertools.cycle(found), prompts):
         completions += itertools.islice(itertools.cycle(own), group)
