@@ -18,9 +18,11 @@ from trl_rewards.components import (
     Selector,
     Shaper,
     TokenReward,
+    Tool,
+    ToolCall,
     TrainableReward,
 )
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
 from trl_rewards.samples import Failed, Samples
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         load_reward,
         load_selector,
         load_shaper,
+        load_tool,
     )
     from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
@@ -53,6 +56,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_advantage": "loading",
     "load_objective": "loading",
     "load_selector": "loading",
+    "load_tool": "loading",
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
@@ -92,6 +96,9 @@ __all__ = [
     "Selector",
     "Shaper",
     "TokenReward",
+    "Tool",
+    "ToolCall",
+    "ToolError",
     "TrainableReward",
     "hookimpl",
     "load_advantage",
@@ -101,6 +108,7 @@ __all__ = [
     "load_reward",
     "load_selector",
     "load_shaper",
+    "load_tool",
 ]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Selector, Shaper
+    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Selector, Shaper, Tool
     from trl_rewards.recipe import Recipe
 
 PROJECT = "trl_rewards"  # plugin manager, marker and entry-point group share this name
@@ -58,8 +58,8 @@ def register_selectors() -> Mapping[str, type[Selector] | str]:
 
 
 @hookspec
-def register_tools() -> Mapping[str, Any]:
-    """Tools for tool-using judges: `{name: "module:function"}`."""
+def register_tools() -> Mapping[str, type[Tool] | str]:
+    """Tools that a reward's model may call while it writes, by the name that recipes use under its `tools:`."""
     return {}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
     from trl_rewards.models.embedding import Embedder, load_embedder
-    from trl_rewards.models.http import HttpClient, HttpFailure
+    from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
         JudgeReward,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, load_scorer
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
@@ -53,7 +54,9 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ServedScorer": "served",
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
+    "api_key": "http",
     "VllmSampler": "sampling",
+    "WebTool": "web",
     "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
@@ -88,8 +91,10 @@ __all__ = [
     "ServedScorer",
     "SharedBase",
     "VllmSampler",
+    "WebTool",
     "WorkFile",
     "add_adapter",
+    "api_key",
     "as_number",
     "as_text",
     "extract_json",

@@ -6,3 +6,16 @@ from trl_rewards import hookimpl
 @hookimpl
 def register_rewards():
     return {}
+
+
+@hookimpl
+def register_tools():
+    return {
+        "calculator": "trl_rewards_themis.tools.calculator:Calculator",
+        "calendar": "trl_rewards_themis.tools.calendar:Calendar",
+        "code": "trl_rewards_themis.tools.code:Code",
+        "translator": "trl_rewards_themis.tools.translator:Translator",
+        "weather": "trl_rewards_themis.tools.weather:Weather",
+        "web_search": "trl_rewards_themis.tools.web_search:WebSearch",
+        "wiki_search": "trl_rewards_themis.tools.wiki_search:WikiSearch",
+    }
