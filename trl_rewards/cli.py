@@ -371,9 +371,9 @@ def index(
 def new(
     name: str,
     folder: Annotated[Path | None, typer.Option(help="where to write it")] = None,
-    kind: Annotated[str, typer.Option(help="reward or tool")] = "reward",
+    kind: Annotated[str, typer.Option(help="reward, selector or tool")] = "reward",
 ) -> None:
-    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes."""
+    """Write a third-party plugin: one module with a component, pyproject, test, README. Its test passes."""
     from trl_rewards.scaffold import write_plugin
 
     target = write_plugin(name, folder or Path(name), kind)
