@@ -95,7 +95,7 @@ def test_list_of_an_unknown_kind_fails(command):
     assert command("list", "rewords") == (
         1,
         "",
-        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, tool\n",
+        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, selector, tool\n",
     )
 
 
@@ -135,7 +135,7 @@ def test_show_of_a_function_in_a_file(command, write):
         (["score", "--config", "nowhere.yaml", "--data", "d", "--out", "o"], "error: nowhere.yaml: 1 problem"),
         (["new", "Bad Name"], "error: a plugin's name is lower-case letters"),
         (["new", "class"], "error: a plugin's name is lower-case letters"),
-        (["new", "idea", "--kind", "spoon"], "error: new: --kind is one of reward, tool, got 'spoon'"),
+        (["new", "idea", "--kind", "spoon"], "error: new: --kind is one of reward, selector, tool, got 'spoon'"),
         (["new", "../up"], "error: a plugin's name is lower-case letters"),
         (["report", "no_such_folder"], "error: "),
         (["train", "nowhere.yaml"], "error: nowhere.yaml: 1 problem"),
@@ -438,7 +438,7 @@ def test_show_of_a_tool_says_what_a_model_is_told(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["reward", "tool"])
+@pytest.mark.parametrize("kind", ["reward", "selector", "tool"])
 def test_new_writes_a_plugin_whose_test_passes(kind, command, tmp_path):
     status, out, _ = command("new", "my-idea", "--folder", tmp_path / "there", "--kind", kind)
     assert status == 0

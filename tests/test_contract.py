@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import load_advantage, load_combiner, load_objective, load_plugins, load_reward, load_shaper
+from trl_rewards import (
+    load_advantage,
+    load_combiner,
+    load_objective,
+    load_plugins,
+    load_reward,
+    load_selector,
+    load_shaper,
+)
 from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_objective,
     check_reward,
+    check_selector,
     check_shaper,
     make_samples,
 )
@@ -58,6 +67,7 @@ COMBINERS = {
     "weighted_sum": {},
 }
 ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
+SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}
 
 
@@ -83,6 +93,7 @@ TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search"
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
+        ("selector", SELECTORS),
         ("tool", TOOLS),
     ],
 )
@@ -136,7 +147,13 @@ def test_advantage_keeps_its_contract(name):
     check_advantage(load_advantage(name, **ADVANTAGES[name]))
 
 
-@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective", "tool"])
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_selector_keeps_its_contract(name):
+    check_selector(load_selector(name, **SELECTORS[name]))
+    check_selector(load_selector(name, holes=True), holes=True)
+
+
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective", "selector", "tool"])
 def test_every_component_says_what_it_is_in_a_sentence(kind):
     from trl_rewards.plugins import first_sentence
 

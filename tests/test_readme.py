@@ -98,9 +98,11 @@ def test_the_scripts_train(block, policy_path, tmp_path, monkeypatch):
 def test_the_commands_work_as_written(tmp_path):
     (block,) = (block for block in blocks("bash") if block.startswith("trl-rewards validate"))
     commands = [line.partition("#")[0].strip() for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 9
     rows = [{"prompt": "What is 2 + 3?", "completion": "5", "answer": "5", "references": ["It is 5."]}] * 3
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair = {"prompt": "What is 2 + 3?", "chosen": "It is 5.", "rejected": "6", "references": ["It is 5."]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     scripts = Path(sys.executable).parent
     for command in commands:
         words = shlex.split(command)
@@ -110,6 +112,7 @@ def test_the_commands_work_as_written(tmp_path):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert len((tmp_path / "best.jsonl").read_text().splitlines()) == 20
+    assert len((tmp_path / "hard.jsonl").read_text().splitlines()) == 10
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1 + 3
     assert (tmp_path / "runs" / "quickstart" / "report.html").is_file()
 

@@ -339,6 +339,17 @@ class Objective(Component):
         raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
 
 
+class Selector(Component):
+    """Chooses rows of a dataset by their scores, such as those that a model does worst on."""
+
+    def select(self, scores: Sequence[float | None], count: int, seed: int = 0) -> list[int]:
+        """Indices of at most `count` of the N rows, each once, in the order in which they are to be written.
+
+        None is a row without a score. It is not chosen, unless an option of the selector asks for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define select(self, scores, count, seed)")
+
+
 class ToolCall(NamedTuple):
     """What a tool may look at beside its input."""
 
@@ -388,6 +399,7 @@ KINDS: dict[str, type[Component]] = {
     "shaper": Shaper,
     "advantage": Advantage,
     "objective": Objective,
+    "selector": Selector,
     "tool": Tool,
 }
 

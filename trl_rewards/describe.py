@@ -43,7 +43,8 @@ def describe(name: str, kind: str | None = None) -> str:
         lines += ["", f"Paper: {paper}"]
     if recipes := recipes_of(name, kind):
         lines += ["", f"Recipes: {', '.join(recipes)}"]
-    return "\n".join([*lines, "", "In a recipe", "", example(name, kind, cls)])
+    place = "On the command line" if kind == "selector" else "In a recipe"
+    return "\n".join([*lines, "", place, "", example(name, kind, cls)])
 
 
 def _most_telling_first(cls: type[Component]) -> list[dataclasses.Field]:
@@ -123,12 +124,13 @@ def _used(file: Any) -> dict[str, set[str]]:
         "combiner": names([raw.get("combine", "weighted_sum")] if sources else []),
         "advantage": names([raw.get("advantage")]),
         "objective": names([raw.get("objective")]),
+        "selector": set(),
         "tool": names([tool for source in sources for tool in (source.get("with") or {}).get("tools") or []]),
     }
 
 
 def example(name: str, kind: str, cls: type[Component]) -> str:
-    """The YAML that uses a component with its required options, and the first optional ones."""
+    """The YAML, or command, that uses a component with its required options."""
     required = {o.name: f"<{o.name}>" for o in options_of(cls) if _default(o) is None}
     use = (
         f"{{use: {name}"
@@ -141,5 +143,6 @@ def example(name: str, kind: str, cls: type[Component]) -> str:
         "combiner": f"  combine: {use}",
         "advantage": f"  advantage: {use}",
         "objective": f"  trainer: reward\n  objective: {use}",
+        "selector": f"  trl-rewards select --selector {repr(use) if required else name} --count <count> …",
         "tool": f"  rewards:\n    - use: <a reward that uses tools>\n      with: {{tools: [{use}]}}",
     }.get(kind, f"  {use}")

@@ -21,6 +21,7 @@ from trl_rewards.components import (
     Objective,
     Reward,
     Score,
+    Selector,
     Shaper,
     TokenReward,
     Tool,
@@ -74,6 +75,11 @@ def load_advantage(use: str, /, **options: Any) -> Advantage:
 def load_objective(use: str, /, **options: Any) -> Objective:
     """An objective of reward-model training by name. Raises as `load_reward` does."""
     return _load("objective", use, options)
+
+
+def load_selector(use: str, /, **options: Any) -> Selector:
+    """A selector of training rows by name. Raises as `load_reward` does."""
+    return _load("selector", use, options)
 
 
 def load_tool(use: str, /, **options: Any) -> Tool:

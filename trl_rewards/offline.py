@@ -13,10 +13,26 @@ from trl_rewards.components import Context, RewardBatch
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.pipeline import Pipeline
-from trl_rewards.recipe import Recipe
+from trl_rewards.recipe import Recipe, word_value
 from trl_rewards.samples import Samples, as_completion
 
 _STATUS = ("ok", "abstained", "failed", "timeout")
+
+
+def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]) -> Recipe:
+    """The recipe of `--config`, or one of the `--reward` entries alone, each as a recipe has it under `rewards:`.
+
+    RecipeError if there is neither or both, or if the recipe has no rewards.
+    """
+    if bool(config) == bool(rewards):
+        raise RecipeError(["give --config RECIPE, or --reward once or more"], "rewards")
+    if rewards:
+        entries = [word_value(entry) for entry in rewards]
+        return Recipe.parse({"rewards": entries}, overrides, "--reward", check_trl=False)
+    recipe = Recipe.load(config, overrides, check_trl=False)
+    if not recipe.trains_policy:
+        raise RecipeError([f"trainer {recipe.trainer!r} has no rewards to score with"], config)
+    return recipe
 
 
 def score_file(
@@ -28,16 +44,26 @@ def score_file(
     What looks beyond a group sees batches of `batch_size` rows; running statistics begin anew when a file is resumed.
     """
     recipe = Recipe.load(config, overrides, check_trl=False)
-    splits = load_splits(data)
-    if split not in splits:
-        raise RecipeError([f"--split: no split {split!r} in {data} (there is {', '.join(splits)})"], config)
-    dataset = map_columns(splits[split], recipe.dataset, config)
+    dataset = map_columns(split_of(load_splits(data), split, data, config), recipe.dataset, config)
     names = dataset.column_names
     if completion not in names:
         raise RecipeError([f"--completion: no column {completion!r} in {data} (it has {', '.join(names)})"], config)
+    score_dataset(recipe, dataset, out, completion, batch_size)
+    return summary(out)
+
+
+def split_of(splits: Any, split: str, data: str, source: str) -> Any:
+    """A split of the dataset called `data`; RecipeError if there is none of that name."""
+    if split not in splits:
+        raise RecipeError([f"--split: no split {split!r} in {data} (there is {', '.join(splits)})"], source)
+    return splits[split]
+
+
+def score_dataset(recipe: Recipe, dataset: Any, out: Path, completion: str, batch_size: int) -> None:
+    """What `score_file` does, of a dataset whose columns are mapped. RecipeError if rewards lack columns."""
     pipeline = Pipeline.from_recipe(recipe)
-    if problems := pipeline.missing_columns([name for name in names if name != completion]):
-        raise RecipeError(problems, config)
+    if problems := pipeline.missing_columns([name for name in dataset.column_names if name != completion]):
+        raise RecipeError(problems, recipe.source)
     from rich.progress import track
 
     from trl_rewards.models.pretrained import default_device
@@ -47,7 +73,7 @@ def score_file(
     pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base))
     if base is not None:
         base.load()
-    tokenizer = _tokenizer(recipe)
+    tokenizer = policy_tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if _is_group(final) else 0]  # the row and completion that end the file
@@ -69,7 +95,6 @@ def score_file(
                 stream.flush()
     finally:
         pipeline.close()
-    return summary(out)
 
 
 def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
@@ -90,7 +115,7 @@ def _score_rows(
         samples = Samples(
             prompts=[row["prompt"] for row in repeated],
             completions=completions,
-            completion_ids=_token_ids(tokenizer, completions),
+            completion_ids=token_ids(tokenizer, completions),
             columns={name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)},
         )
         batch = pipeline.score(samples, group_size=size, device=device)
@@ -210,7 +235,7 @@ def _shared_base(recipe: Recipe, device: Any) -> Any:
     return SharedBase(loading)
 
 
-def _tokenizer(recipe: Recipe) -> Any:
+def policy_tokenizer(recipe: Recipe) -> Any:
     """The policy's tokenizer, so that lengths are in its tokens; None if there is no policy."""
     name = recipe.trl.get("model_name_or_path")
     if not name:
@@ -223,7 +248,8 @@ def _tokenizer(recipe: Recipe) -> Any:
         return None
 
 
-def _token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
+def token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
+    """Token ids of each completion's text; empty without a tokenizer."""
     if tokenizer is None:
         return []
     from trl_rewards.samples import completion_text

@@ -36,6 +36,7 @@ _REGISTRATIONS = {  # hook -> kind of component it declares
     "register_shapers": "shaper",
     "register_advantages": "advantage",
     "register_objectives": "objective",
+    "register_selectors": "selector",
     "register_tools": "tool",
 }
 _VARIABLES = ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE")

@@ -500,14 +500,10 @@ def smoothing_window(points: int) -> int:
     return max(points // 10 // 2 * 2 + 1, 3) if points >= SMOOTH_FROM else 1
 
 
-def draw(plot: Plot, dark: bool = False) -> bytes:
-    """The plot as PNG, for a light or for a dark page."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def theme(dark: bool = False) -> dict[Any, Any]:
+    """Matplotlib's settings, for a light or for a dark page."""
     text, faint, paper = ("#d5d9e0", "#3a404a", "#171a1f") if dark else ("#24292f", "#d8dce2", "#ffffff")
-    settings: dict[Any, Any] = {
+    return {
         "font.size": 9,
         "text.color": text,
         "axes.labelcolor": text,
@@ -526,6 +522,16 @@ def draw(plot: Plot, dark: bool = False) -> bytes:
         "ytick.labelcolor": text,
         "legend.frameon": False,
     }
+
+
+def draw(plot: Plot, dark: bool = False) -> bytes:
+    """The plot as PNG, for a light or for a dark page."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = theme(dark)
+    text = settings["text.color"]
     count = len(plot.panels)
     columns = min(count, 3 if plot.wide else 2)
     rows = math.ceil(count / columns)

@@ -64,6 +64,29 @@ def register_tools():
     return {{"{name}": {cls}}}
 '''
 
+_SELECTOR_MODULE = '''"""Which rows this selector chooses, in a sentence."""
+
+from trl_rewards import Selector, hookimpl
+
+
+class {cls}(Selector):
+    """The rows that score in a range, lowest first. Replace this with your idea."""
+
+    low: float = 0.0
+    """The lowest score that is chosen."""
+    high: float = 0.5
+    """The highest."""
+
+    def select(self, scores, count, seed=0):
+        rows = [row for row, score in enumerate(scores) if score is not None and self.low <= score <= self.high]
+        return sorted(rows, key=lambda row: scores[row])[:count]
+
+
+@hookimpl
+def register_selectors():
+    return {{"{name}": {cls}}}
+'''
+
 _PYPROJECT = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -110,6 +133,19 @@ def test_counts_the_answer_where_there_is_no_input():
     assert {cls}().call("", ToolCall("{name}", answer="one two")) == "2"
 """
 
+_SELECTOR_TEST = """from trl_rewards.testing import check_selector
+
+from {module} import {cls}
+
+
+def test_keeps_the_contract():
+    check_selector({cls}())
+
+
+def test_rows_out_of_range_or_without_a_score_are_left():
+    assert {cls}(high=0.5).select([0.4, 0.9, None, 0.1], 3) == [3, 0]
+"""
+
 _README = """# {distribution}
 
 The reward `{name}` for [TRL](https://github.com/huggingface/trl) trainers, as a trl-rewards plugin.
@@ -152,6 +188,24 @@ In Python:
 """
 
 
+_SELECTOR_README = """# {distribution}
+
+The selector `{name}` for trl-rewards: it chooses training rows by their scores.
+
+    pip install -e . pytest && python -m pytest
+
+On the command line:
+
+    trl-rewards select --selector "{{use: {name}, with: {{high: 0.3}}}}" --count 1000 --data ... --reward ... --out ...
+
+In Python:
+
+    from trl_rewards import load_selector
+
+    rows = load_selector("{name}", high=0.3).select([0.2, 0.4, None], count=1000)
+"""
+
+
 class _Templates(NamedTuple):
     module: str
     test: str
@@ -160,12 +214,13 @@ class _Templates(NamedTuple):
 
 _TEMPLATES = {
     "reward": _Templates(_MODULE, _TEST, _README),
+    "selector": _Templates(_SELECTOR_MODULE, _SELECTOR_TEST, _SELECTOR_README),
     "tool": _Templates(_TOOL_MODULE, _TOOL_TEST, _TOOL_README),
 }
 
 
 def write_plugin(name: str, folder: Path, kind: str = "reward") -> Path:
-    """Write a plugin with a reward or a tool into a new folder and return it.
+    """Write a plugin with a reward, a selector or a tool into a new folder and return it.
 
     PluginError if the name, the folder or the kind will not do.
     """

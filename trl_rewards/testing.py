@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import random
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from trl_rewards.components import (
     RewardBatch,
     Score,
     Scores,
+    Selector,
     Shaper,
     Tool,
     ToolCall,
@@ -334,6 +336,30 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
     assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
+
+
+def check_selector(selector: Selector, holes: bool = False) -> None:
+    """A selector gives at most `count` different rows, the same ones for the same seed, and no row without a score.
+
+    `holes`: an option asks for rows without a score.
+    """
+    import numpy as np
+
+    scores = [0.5, None, 0.1, 0.5, -2.0, 0.9, None, 0.5, 1e-9, 0.3]
+    before, states = list(scores), (random.getstate(), repr(np.random.get_state()))
+    for given in (scores, [0.25] * 6, [None, None], []):
+        for count in (0, 1, 4, len(given), 50):
+            for seed in (0, 1):
+                chosen = selector.select(given, count, seed)
+                where = f"of {len(given)} rows, {count} wanted, it chose {chosen}"
+                assert all(type(row) is int and 0 <= row < len(given) for row in chosen), f"not row indices: {where}"
+                assert len(set(chosen)) == len(chosen), f"a row twice: {where}"
+                assert len(chosen) <= count, f"too many: {where}"
+                assert holes or all(given[row] is not None for row in chosen), f"a row without a score: {where}"
+                assert selector.select(given, count, seed) == chosen, f"other rows the second time: {where}"
+    assert scores == before, "it changes the scores it was given"
+    assert (random.getstate(), repr(np.random.get_state())) == states, "it draws from global random numbers"
+    _check_state(selector)
 
 
 def check_tool(

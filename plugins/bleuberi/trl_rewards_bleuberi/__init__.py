@@ -17,3 +17,13 @@ def register_rewards():
 @hookimpl
 def register_combiners():
     return {"bleu_rm": "trl_rewards_bleuberi.bleu_rm:BleuRm"}
+
+
+@hookimpl
+def register_selectors():
+    return {
+        "easy": "trl_rewards_bleuberi.selection:Easy",
+        "hard": "trl_rewards_bleuberi.selection:Hard",
+        "medium": "trl_rewards_bleuberi.selection:Medium",
+        "random": "trl_rewards_bleuberi.selection:Random",
+    }
