@@ -289,6 +289,11 @@ class Preferences(NamedTuple):
     batch. All of them must call it alike. Batches whose gradients are accumulated stay apart."""
     again: Callable[[], Preferences] | None = None
     """Runs the model on the same rows once more, such as with another dropout (`disable_dropout: false`)."""
+    token_hidden: Tensor | None = None
+    """(2B, T, H) what the score head would see at every token; for objectives that need it."""
+    labels: Tensor | None = None
+    """(2B, T) int64, what `Objective.tokenize` says of each token in `chosen_labels` and `rejected_labels`; -100 at
+    the padding. None where it says nothing."""
 
 
 class Objective(Component):
@@ -300,7 +305,7 @@ class Objective(Component):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of {"hidden", "prompt_hidden"}: fields of Preferences that are only there on demand."""
+    """Of {"hidden", "prompt_hidden", "token_hidden"}: fields of Preferences that are only there on demand."""
     own_loss: ClassVar[bool] = False
     """It does not use `Preferences.loss`: `center_rewards_coefficient` and a column `margin` are refused with it."""
 
@@ -326,8 +331,8 @@ class Objective(Component):
         return []
 
     def tokenize(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
-        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. Rows longer than TRL's
-        `max_length` are then dropped."""
+        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row, and if wanted `chosen_labels` and `rejected_labels`,
+        a number for each token; None: as TRL does it. Rows longer than TRL's `max_length` are then dropped."""
         return None
 
     def loss(self, batch: Preferences) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
+    from trl_rewards.models.heads import Head, checkpoint_weights
     from trl_rewards.models.http import HttpClient, HttpFailure
     from trl_rewards.models.judge import (
         Ask,
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
         extract_json,
     )
     from trl_rewards.models.options import InProcess
-    from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+    from trl_rewards.models.pretrained import (
+        Loading,
+        at_work,
+        keep_4bit_unpacked,
+        load_config,
+        load_pretrained,
+        load_tokenizer,
+    )
     from trl_rewards.models.sampling import (
         LocalSampler,
         Sampled,
@@ -30,12 +38,13 @@ if TYPE_CHECKING:
         sample_candidates,
         stream,
     )
-    from trl_rewards.models.scorer import Scorer, load_scorer
+    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
+    "Head": "heads",
     "HttpClient": "http",
     "HttpFailure": "http",
     "InProcess": "options",
@@ -51,6 +60,11 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ServedScorer": "served",
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
+    "at_work": "pretrained",
+    "checkpoint_weights": "heads",
+    "default_budget": "scorer",
+    "load_config": "pretrained",
+    "longest_text": "scorer",
     "VllmSampler": "sampling",
     "WorkFile": "sampling",
     "as_number": "judge",
@@ -69,6 +83,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 
 __all__ = [
     "Ask",
+    "Head",
     "HttpClient",
     "HttpFailure",
     "InProcess",
@@ -88,12 +103,17 @@ __all__ = [
     "add_adapter",
     "as_number",
     "as_text",
+    "at_work",
+    "checkpoint_weights",
+    "default_budget",
     "extract_json",
     "keep_4bit_unpacked",
+    "load_config",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
     "load_tokenizer",
+    "longest_text",
     "sample_candidates",
     "stream",
     "trunk_of",
