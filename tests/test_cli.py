@@ -135,6 +135,7 @@ def test_show_of_a_function_in_a_file(command, write):
         (["score", "--config", "nowhere.yaml", "--data", "d", "--out", "o"], "error: nowhere.yaml: 1 problem"),
         (["new", "Bad Name"], "error: a plugin's name is lower-case letters"),
         (["new", "class"], "error: a plugin's name is lower-case letters"),
+        (["new", "idea", "--kind", "spoon"], "error: new: --kind is one of reward, tool, got 'spoon'"),
         (["new", "../up"], "error: a plugin's name is lower-case letters"),
         (["report", "no_such_folder"], "error: "),
         (["train", "nowhere.yaml"], "error: nowhere.yaml: 1 problem"),
@@ -418,8 +419,9 @@ def test_score_counts_tokens_of_the_policy(score, policy_path):
 
 
 @pytest.mark.slow
-def test_new_writes_a_plugin_whose_test_passes(command, tmp_path):
-    status, out, _ = command("new", "my-idea", "--folder", tmp_path / "there")
+@pytest.mark.parametrize("kind", ["reward", "tool"])
+def test_new_writes_a_plugin_whose_test_passes(kind, command, tmp_path):
+    status, out, _ = command("new", "my-idea", "--folder", tmp_path / "there", "--kind", kind)
     assert status == 0
     assert f"wrote {tmp_path / 'there'}" in out
     assert "trl-rewards show my_idea" in out
@@ -427,7 +429,8 @@ def test_new_writes_a_plugin_whose_test_passes(command, tmp_path):
         str(file.relative_to(tmp_path / "there")) for file in (tmp_path / "there").rglob("*") if file.is_file()
     )
     assert written == ["README.md", "pyproject.toml", "tests/test_my_idea.py", "trl_rewards_my_idea.py"]
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "there")}
+    paths = [str(tmp_path / "there"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path / "there",

@@ -20,6 +20,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "components": 1,
     "pairs": 1,
     "workers": 1,
+    "toolbox": 2,
     "hookspecs": 2,
     "plugins": 2,
     "loading": 3,
@@ -44,7 +45,14 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "cli": 6,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "numpy")
-PUBLIC_MODULES = {"trl_rewards", "trl_rewards.data", "trl_rewards.maths", "trl_rewards.models", "trl_rewards.testing"}
+PUBLIC_MODULES = {
+    "trl_rewards",
+    "trl_rewards.data",
+    "trl_rewards.maths",
+    "trl_rewards.models",
+    "trl_rewards.testing",
+    "trl_rewards.toolbox",
+}
 PLUGIN_PACKAGES = sorted(folder for folder in ROOT.glob("plugins/*/trl_rewards_*") if folder.is_dir())
 
 

@@ -17,14 +17,23 @@ from trl_rewards.components import (
     Scores,
     Shaper,
     TokenReward,
+    Tool,
+    ToolCall,
     TrainableReward,
 )
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
 from trl_rewards.samples import Failed, Samples
 
 if TYPE_CHECKING:
-    from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
+    from trl_rewards.loading import (
+        load_advantage,
+        load_combiner,
+        load_objective,
+        load_reward,
+        load_shaper,
+        load_tool,
+    )
     from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
@@ -44,6 +53,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_shaper": "loading",
     "load_advantage": "loading",
     "load_objective": "loading",
+    "load_tool": "loading",
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
@@ -82,6 +92,9 @@ __all__ = [
     "Scores",
     "Shaper",
     "TokenReward",
+    "Tool",
+    "ToolCall",
+    "ToolError",
     "TrainableReward",
     "hookimpl",
     "load_advantage",
@@ -90,6 +103,7 @@ __all__ = [
     "load_plugins",
     "load_reward",
     "load_shaper",
+    "load_tool",
 ]
 
 

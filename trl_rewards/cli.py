@@ -76,7 +76,7 @@ def plugins() -> None:
 
 @app.command(name="list")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="reward, combiner, shaper, advantage or tool")] = None,
+    kind: Annotated[str | None, typer.Argument(help="reward, combiner, shaper, advantage, objective or tool")] = None,
 ) -> None:
     """Every component: kind, name, plugin, and what it is in a sentence."""
     from trl_rewards.plugins import first_sentence, kinds, load_plugins
@@ -222,11 +222,15 @@ def _one_of(option: str, word: str) -> str:
 
 
 @app.command()
-def new(name: str, folder: Annotated[Path | None, typer.Option(help="where to write it")] = None) -> None:
-    """Write a third-party plugin: one module with a reward, pyproject, test, README. Its test passes as it is."""
+def new(
+    name: str,
+    folder: Annotated[Path | None, typer.Option(help="where to write it")] = None,
+    kind: Annotated[str, typer.Option(help="reward or tool")] = "reward",
+) -> None:
+    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes at once."""
     from trl_rewards.scaffold import write_plugin
 
-    target = write_plugin(name, folder or Path(name))
+    target = write_plugin(name, folder or Path(name), kind)
     component = name.replace("-", "_")
     print(f"wrote {target}\n\n  cd {target}\n  pip install -e . && pytest\n  trl-rewards show {component}")
 

@@ -340,12 +340,56 @@ class Objective(Component):
         raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
 
 
+class ToolCall(NamedTuple):
+    """What a tool may look at beside its input."""
+
+    name: str
+    """What the model called it, such as "Calendar.week_day"."""
+    text: str = ""
+    """All that the model has read and written so far, question and answer included."""
+    question: str = ""
+    answer: str = ""
+    row: Mapping[str, Any] = {}
+    """The dataset's columns of this row, those of the tool's `reads`."""
+
+
+class Tool(Component):
+    """Something that a model may ask while it writes: text goes in, text comes out.
+
+    `trl_rewards.toolbox.Toolbox` runs tools, each call on a thread of its own and many at the same time.
+    """
+
+    description: ClassVar[str] = ""
+    """What a model is told of it: what it is for, and what its input looks like."""
+    answers_to: ClassVar[tuple[str, ...]] = ()
+    """Names that mean it in a model's text, beside the one it is registered by."""
+
+    timeout: float = 10.0
+    """Seconds that a call may take; after that the model reads that there is no result."""
+
+    def __post_init__(self):
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+
+    def answers(self, name: str) -> bool:
+        """Whether a model that writes this name means this tool. Override it where a list of names will not do."""
+        return name == self.display_name or name in self.answers_to
+
+    def call(self, input: str, call: ToolCall) -> str:
+        """What the model reads as the result. Raise ToolError for a failure in words that the model should read.
+
+        It reads one and the same sentence for any other exception.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define call(self, input, call)")
+
+
 KINDS: dict[str, type[Component]] = {
     "reward": Reward,
     "combiner": Combiner,
     "shaper": Shaper,
     "advantage": Advantage,
     "objective": Objective,
+    "tool": Tool,
 }
 
 

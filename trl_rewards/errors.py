@@ -21,6 +21,10 @@ class PluginError(LookupError):
     """A component that cannot be found, is claimed twice, or whose plugin is broken."""
 
 
+class ToolError(RuntimeError):
+    """What a tool says where it has no result: a sentence for the model that asked, which reads it as it would one."""
+
+
 class RewardError(RuntimeError):
     """A reward that broke its contract, or failed too often, while training or scoring."""
 

@@ -65,7 +65,7 @@ class Entry:
     target: type | str
 
     def load(self) -> Any:
-        """The class (or tool function) itself; PluginError says which plugin failed and why."""
+        """The class itself; PluginError says which plugin failed and why."""
         if not isinstance(self.target, str):
             return self.target
         try:

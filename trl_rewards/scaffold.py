@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from trl_rewards.errors import PluginError
 
@@ -36,6 +37,33 @@ def register_rewards():
     return {{"{name}": {cls}}}
 '''
 
+_TOOL_MODULE = '''"""What this tool finds out, in a sentence."""
+
+from trl_rewards import Tool, ToolError, hookimpl
+
+
+class {cls}(Tool):
+    """Counts the words of its input, or of the answer where there is none. Replace this with your idea."""
+
+    description = "Counts words. Input: a text, or nothing for the answer itself."
+    answers_to = ()  # further names that a model may write for it
+    columns = ()  # dataset columns that you read with call.row["name"]
+
+    at_most: int = 1000
+    """Words that it is willing to count."""
+
+    def call(self, input, call):
+        count = len((input or call.answer).split())
+        if count > self.at_most:
+            raise ToolError(f"There are more than {{self.at_most}} words.")  # the model reads this
+        return str(count)
+
+
+@hookimpl
+def register_tools():
+    return {{"{name}": {cls}}}
+'''
+
 _PYPROJECT = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -43,7 +71,7 @@ build-backend = "hatchling.build"
 [project]
 name = "{distribution}"
 version = "0.1.0"
-description = "The reward `{name}` for trl-rewards."
+description = "The {kind} `{name}` for trl-rewards."
 requires-python = ">=3.11"
 dependencies = ["trl-rewards"]
 
@@ -68,6 +96,20 @@ def test_repeated_words_cost():
     assert {cls}().score(samples) == [1.0, 0.5, None]
 """
 
+_TOOL_TEST = """from trl_rewards import ToolCall
+from trl_rewards.testing import check_tool
+
+from {module} import {cls}
+
+
+def test_keeps_the_contract():
+    check_tool({cls}(), "some words", "one")
+
+
+def test_counts_the_answer_where_there_is_no_input():
+    assert {cls}().call("", ToolCall("{name}", answer="one two")) == "2"
+"""
+
 _README = """# {distribution}
 
 The reward `{name}` for [TRL](https://github.com/huggingface/trl) trainers, as a trl-rewards plugin.
@@ -89,8 +131,46 @@ In a plain TRL script:
 """
 
 
-def write_plugin(name: str, folder: Path) -> Path:
-    """Write the plugin into a new folder and return it. PluginError if the name or the folder will not do."""
+_TOOL_README = """# {distribution}
+
+The tool `{name}` for trl-rewards: for reward models that use tools before they score.
+
+    pip install -e . pytest && python -m pytest
+
+In a recipe, among the tools of a reward that uses some:
+
+    rewards:
+      - use: themis
+        with: {{path: my_model, tools: [calculator, {name}]}}
+
+In Python:
+
+    from trl_rewards import ToolCall, load_tool
+    from trl_rewards.toolbox import Toolbox
+
+    Toolbox([load_tool("{name}")]).run([("some words", ToolCall("{name}"))])
+"""
+
+
+class _Templates(NamedTuple):
+    module: str
+    test: str
+    readme: str
+
+
+_TEMPLATES = {
+    "reward": _Templates(_MODULE, _TEST, _README),
+    "tool": _Templates(_TOOL_MODULE, _TOOL_TEST, _TOOL_README),
+}
+
+
+def write_plugin(name: str, folder: Path, kind: str = "reward") -> Path:
+    """Write a plugin with a reward or a tool into a new folder and return it.
+
+    PluginError if the name, the folder or the kind will not do.
+    """
+    if kind not in _TEMPLATES:
+        raise PluginError(f"new: --kind is one of {', '.join(_TEMPLATES)}, got {kind!r}")
     component = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component) or keyword.iskeyword(component):
         raise PluginError(
@@ -102,13 +182,15 @@ def write_plugin(name: str, folder: Path) -> Path:
         "name": component,
         "module": f"trl_rewards_{component}",
         "distribution": f"trl-rewards-{component.replace('_', '-')}",
+        "kind": kind,
         "cls": "".join(part.capitalize() for part in component.split("_")),
     }
+    templates = _TEMPLATES[kind]
     files = {
-        f"{words['module']}.py": _MODULE,
+        f"{words['module']}.py": templates.module,
         "pyproject.toml": _PYPROJECT,
-        f"tests/test_{component}.py": _TEST,
-        "README.md": _README,
+        f"tests/test_{component}.py": templates.test,
+        "README.md": templates.readme,
     }
     for path, template in files.items():
         file = folder / path

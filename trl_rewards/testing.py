@@ -29,9 +29,12 @@ from trl_rewards.components import (
     Score,
     Scores,
     Shaper,
+    Tool,
+    ToolCall,
 )
 from trl_rewards.events import run_async
 from trl_rewards.samples import Failed, Samples, Text
+from trl_rewards.toolbox import Toolbox
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -330,6 +333,39 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
     assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
+
+
+def check_tool(tool: Tool, *inputs: str, name: str = "", answer: str = "", **row: Any) -> None:
+    """A tool says what it is for, and gives the same text for the same input however many calls run beside it. What it
+    cannot use is a failure that a model can read, within its time.
+
+    `inputs` are some that it has a result for; `name` is the one to call it by, if not its own; `answer` and `row` are
+    the answer and the columns that it looks at.
+    """
+    assert inputs, "give one or more inputs that it has a result for: check_tool(tool, '2023-05-01')"
+    assert tool.description.strip(), "it has no description: say what it is for and what its input looks like"
+    missing = [column for column in tool.reads() if column not in row]
+    assert not missing, f"it reads columns {missing}: pass them, check_tool(tool, …, {missing[0]}=…)"
+    call = ToolCall(name or tool.display_name, answer, "", answer, row)
+    assert tool.answers(tool.display_name), f"it does not answer to its own name, {tool.display_name!r}"
+    assert tool.answers(call.name), f"it does not answer to {call.name!r}"
+    toolbox = Toolbox([tool])
+    texts = []
+    for input in inputs:
+        (observation,) = toolbox.run([(input, call)])
+        assert observation is not None
+        assert observation.ok, f"it has no result for {input!r}: {observation.problem}"
+        texts.append(observation.text)
+    together = toolbox.run([(input, call) for input in inputs for _ in range(4)])
+    for number, observation in enumerate(together):
+        assert observation is not None
+        input, text = inputs[number // 4], texts[number // 4]
+        assert observation.text == text, f"several calls at a time: {input!r} gave {text!r}, then {observation}"
+    for input in ("", "?" * 20_000, "Größe 山 🙂 {} %s \0"):
+        (observation,) = toolbox.run([(input, call)])
+        assert observation is not None
+        assert "no result within" not in observation.problem, f"{input[:30]!r} takes longer than {tool.timeout} s"
+    _check_state(tool)
 
 
 def _objective_column(values: Sequence[Any]) -> Any:
