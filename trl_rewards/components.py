@@ -88,6 +88,8 @@ class Reward(Component):
     """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
     deterministic: ClassVar[bool] = True
     """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+    traces: ClassVar[bool] = False
+    """Its scores may be `Traced`, and say how they came about. A cache keeps the numbers alone."""
 
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
@@ -206,6 +208,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    traces: list[dict[str, Any]] | None = None
+    """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 
 
 class Combiner(Component):

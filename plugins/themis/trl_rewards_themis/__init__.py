@@ -5,4 +5,12 @@ from trl_rewards import hookimpl
 
 @hookimpl
 def register_rewards():
-    return {}
+    return {
+        "themis": "trl_rewards_themis.themis:Themis",
+        "themis_served": "trl_rewards_themis.served:ThemisServed",
+    }
+
+
+@hookimpl
+def register_objectives():
+    return {"themis": "trl_rewards_themis.objective:ThemisObjective"}
