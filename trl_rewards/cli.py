@@ -116,7 +116,7 @@ def score(
     completion: Annotated[str, typer.Option(help="column that holds the completion")] = "completion",
     batch_size: int = 64,
     trace: Annotated[
-        Path | None, typer.Option(help="JSONL file for how the scores came about, such as calls of tools, and the texts")
+        Path | None, typer.Option(help="JSONL file for texts and how their scores came about, such as tool calls")
     ] = None,
 ) -> None:
     """Score completions offline with a recipe's rewards: one JSON line per row, with every source and the total."""

@@ -335,8 +335,9 @@ class Objective(Component):
         return []
 
     def tokenize(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
-        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row, and if wanted `chosen_labels` and `rejected_labels`,
-        a number for each token; None: as TRL does it. Rows longer than TRL's `max_length` are then dropped."""
+        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. `chosen_labels` and
+        `rejected_labels`, a number for each token, may be with them. Rows longer than TRL's `max_length` are then
+        dropped."""
         return None
 
     def loss(self, batch: Preferences) -> Tensor:

@@ -49,7 +49,7 @@ def test_a_text_is_cut_where_the_authors_cut_it(case):
 def test_an_observation_is_added_as_by_the_authors():
     case = CASES["themis_invoke_run"]
     for given, expected in zip(case["input"], case["expected"], strict=True):
-        said = expected["input_text"].removeprefix(given["input_text"]).removeprefix("Observation: ").removesuffix("\n")
+        said = expected["input_text"].removeprefix(given["input_text"] + "Observation: ").removesuffix("\n")
         run = Trajectory(given["input_text"], [Step("", given["tool"], given["tool_input"])])
         run.observe(said)
         assert run.text == expected["input_text"]
@@ -67,7 +67,8 @@ def test_a_trajectory_grows_by_what_model_and_tools_write():
     )
     assert not run.done
     assert run.take("<start_work> Work: It was a Tuesday.") is None
-    assert run.done and run.finished and run.rationale == "It was a Tuesday."
+    assert run.finished
+    assert run.rationale == "It was a Tuesday."
     assert run.steps == [Step("Look it up.", "Calendar.week_day", "2015-03-24", "Tuesday", 0.25)]
     # What is scored is what was learned.
     trace = written_by(run.steps, run.rationale)
@@ -77,9 +78,11 @@ def test_a_trajectory_grows_by_what_model_and_tools_write():
 def test_a_model_that_needs_no_tool_is_asked_why():
     run = begin("Hello?", "Hello!")
     assert run.take(" Thought: Do I need to use a tool? No\nFinished.") is None
-    assert not run.done and run.text.endswith("\nFinished.\n<start_work> ")
+    assert not run.done
+    assert run.text.endswith("\nFinished.\n<start_work> ")
     assert run.take(" It is polite. Finished.") is None
-    assert run.done and run.rationale == "It is polite. Finished."
+    assert run.done
+    assert run.rationale == "It is polite. Finished."
     assert begin("a", "b").take("neither an action nor a reason") is None
 
 
@@ -87,7 +90,8 @@ def test_an_unknown_tool_gives_no_observation_and_wikipedia_asks_for_the_reason(
     run = begin("q", "a")
     run.take("Thought: t\nAction: Weather\nAction Input: x\n")
     run.observe(None)
-    assert run.text.endswith("Action Input: x\n<start_observation> ") and run.steps[0].observation is None
+    assert run.text.endswith("Action Input: x\n<start_observation> ")
+    assert run.steps[0].observation is None
     run.take("Thought: t\nAction: wiki_search\nAction Input: x")
     run.observe("A title | a passage")
     assert run.text.endswith("Observation: A title | a passage\n<start_work> ")
@@ -194,4 +198,5 @@ def test_traces_of_tara_are_marked_as_by_the_authors():
             trace = json.loads(line)["pos_answer"]["actions"]
             total += 1
             same += marked(trace).strip() == released(trace)
-    assert total == 278 and same >= 270
+    assert total == 278
+    assert same == SAME_TRACES

@@ -14,3 +14,8 @@ def register_rewards():
 @hookimpl
 def register_objectives():
     return {"themis": "trl_rewards_themis.objective:ThemisObjective"}
+
+
+@hookimpl
+def register_tools():
+    return {"arithmetic": "trl_rewards_themis.arithmetic:Arithmetic"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl_rewards import Failed, PluginError, RecipeError, Samples, Score, ToolCall, Traced, load_tool
 from trl_rewards.toolbox import Toolbox
@@ -33,43 +33,45 @@ def toolbox_of(entries: ToolEntries) -> Toolbox:
     return Toolbox(tools)
 
 
-def ask_tools(
-    toolbox: Toolbox, samples: Samples, questions: Sequence[str], asked: Sequence[tuple[int, Trajectory, Action]]
-) -> None:
-    """Call a tool for each (row, trajectory, action), all at the same time, and add what they say."""
+class Row(NamedTuple):
+    """What is judged, and what tools may read of it."""
+
+    question: str
+    answer: str
+    context: str | None
+    columns: dict[str, Any]
+
+
+def rows_of(samples: Samples, question: str | None, context: str | None, toolbox: Toolbox) -> list[Row]:
+    """`question` and `context` are columns; without the first the prompt is the question."""
+    questions = [str(value) for value in samples[question]] if question else samples.prompt_texts
+    contexts = samples[context] if context else [None] * len(samples)
     columns = {name: samples[name] for name in toolbox.reads()}
-    answers = samples.texts
+    return [
+        Row(*given, {name: values[index] for name, values in columns.items()})
+        for index, given in enumerate(zip(questions, samples.texts, contexts, strict=True))
+    ]
+
+
+def ask_tools(toolbox: Toolbox, asked: Sequence[tuple[Row, Trajectory, Action]]) -> None:
+    """Call a tool for each, all at the same time, and add what they say to the trajectories."""
     calls = [
-        (
-            action.input,
-            ToolCall(
-                action.tool,
-                trajectory.text,
-                questions[row],
-                answers[row],
-                {name: values[row] for name, values in columns.items()},
-            ),
-        )
+        (action.input, ToolCall(action.tool, trajectory.text, row.question, row.answer, row.columns))
         for row, trajectory, action in asked
     ]
     for (_, trajectory, _), found in zip(asked, toolbox.run(calls), strict=True):
         trajectory.observe(found.text if found else None, found.seconds if found else 0.0)
 
 
-def questions_of(samples: Samples, column: str | None) -> list[str]:
-    """What each row asks: the column's text, or the prompt's."""
-    return [str(value) for value in samples[column]] if column else samples.prompt_texts
-
-
-def traced(trajectory: Trajectory, score: float | Failed) -> Score:
+def traced(trajectory: Trajectory, score: Score) -> Score:
     """A score with the trajectory that led to it; Failed for what is no number."""
     trace = {
         "steps": [vars(step) | {"seconds": round(step.seconds, 4)} for step in trajectory.steps],
         "rationale": trajectory.rationale,
         "finished": trajectory.finished,
     }
-    if isinstance(score, Failed):
-        return Failed(score.reason, score.status, trace)
+    if score is None or isinstance(score, Failed):
+        return score and Failed(score.reason, score.status, trace)
     return Traced(score, trace) if math.isfinite(score) else Failed(f"the model's score is {score}", trace=trace)
 
 

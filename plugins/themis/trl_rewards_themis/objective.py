@@ -5,10 +5,10 @@ https://huggingface.co/papers/2310.01045
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trl_rewards import Objective, Preferences, RewardError
+from trl_rewards import Context, Objective, Preferences, RewardError
 from trl_rewards_themis.losses import language_loss, ranking_loss
 from trl_rewards_themis.trajectory import MARKS, REASON, SEEN, WORK, Compat, segments
 
@@ -50,9 +50,14 @@ class ThemisObjective(Objective):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative, got {vars(self)[name]}")
         self._model: Any = None
+        self._log_metric: Callable[[str, float], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_model": None}  # what is hashed and copied where rows are tokenised
+        # What is hashed and copied where rows are tokenised.
+        return {**vars(self), "_model": None, "_log_metric": None}
+
+    def setup(self, context: Context) -> None:
+        self._log_metric = context.log_metric
 
     def reads(self) -> tuple[str, ...]:
         return (*self.columns, self.context) if self.context else self.columns
@@ -110,9 +115,13 @@ class ThemisObjective(Objective):
         ranking = ranking_loss(batch.chosen, batch.rejected)
         if batch.labels is None:  # rows that somebody else tokenised
             return ranking
-        assert batch.token_hidden is not None and batch.ids is not None
+        assert batch.token_hidden is not None
+        assert batch.ids is not None
         weights = {SEEN: self.beta, REASON: self.omega}
         written = language_loss(batch.token_hidden, batch.ids, batch.labels, self._model.lm_head, weights)
+        if self._log_metric:
+            self._log_metric("ranking_loss", ranking.item())
+            self._log_metric("language_loss", written.item())
         share = 1.0 if self.compat == "paper" else 0.5
         return share * ranking + self.alpha * written
 
@@ -125,7 +134,7 @@ def _output_weights(model: Any) -> Tensor:
     config = model.config
     if config.tie_word_embeddings:
         return model.get_input_embeddings().weight.detach()
-    found = checkpoint_weights(config.name_or_path, "lm_head.", config._commit_hash)
+    found = checkpoint_weights(config.name_or_path, "lm_head.")
     if "weight" not in found:
         raise RewardError(
             f"{config.name_or_path!r} has no weights lm_head.weight; give objective 'themis' a causal language model"

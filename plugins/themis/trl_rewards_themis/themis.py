@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Context, Failed, Samples, Score
 from trl_rewards.models import InProcess
-from trl_rewards_themis.calling import ToolEntries, ask_tools, measures, questions_of, toolbox_of, traced
+from trl_rewards_themis.calling import Row, ToolEntries, ask_tools, measures, rows_of, toolbox_of, traced
 from trl_rewards_themis.trajectory import Action, Trajectory, begin
 
 if TYPE_CHECKING:
@@ -93,10 +93,9 @@ class Themis(InProcess):
             self.setup(Context())
         assert self._running is not None
         writer, scorer = self._running
-        questions = questions_of(samples, self.question)
-        contexts = samples[self.context] if self.context else [None] * len(samples)
-        trajectories = [begin(*row) for row in zip(questions, samples.texts, contexts, strict=True)]
-        failed = self._write(writer, samples, questions, trajectories)
+        given = rows_of(samples, self.question, self.context, self._toolbox)
+        trajectories = [begin(row.question, row.answer, row.context) for row in given]
+        failed = self._write(writer, given, trajectories)
         rows = [row for row in range(len(samples)) if row not in failed]
         scores: dict[int, float | Failed] = dict(failed)
         ends = scorer.tokenizer.eos_token
@@ -107,18 +106,16 @@ class Themis(InProcess):
                 log_metric(f"{self.display_name}/{name}", value)
         return [traced(trajectory, scores[row]) for row, trajectory in enumerate(trajectories)]
 
-    def _write(
-        self, writer: Writer, samples: Samples, questions: list[str], trajectories: list[Trajectory]
-    ) -> dict[int, Failed]:
+    def _write(self, writer: Writer, given: list[Row], trajectories: list[Trajectory]) -> dict[int, Failed]:
         """Let all rows take their steps; rows that cannot go on, and why."""
         failed: dict[int, Failed] = {}
         for _ in range(self.max_iterations):
             rows = [row for row, each in enumerate(trajectories) if not each.done and row not in failed]
-            asked: list[tuple[int, Trajectory, Action]] = []
+            asked: list[tuple[Row, Trajectory, Action]] = []
             for row, text in zip(rows, writer.write([trajectories[row].prompt for row in rows]), strict=True):
                 if isinstance(text, Failed):
                     failed[row] = text
                 elif action := trajectories[row].take(text):
-                    asked.append((row, trajectories[row], action))
-            ask_tools(self._toolbox, samples, questions, asked)
+                    asked.append((given[row], trajectories[row], action))
+            ask_tools(self._toolbox, asked)
         return failed

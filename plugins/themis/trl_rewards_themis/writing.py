@@ -62,7 +62,7 @@ class Writer:
             return []
         ids = self._tokenizer(list(texts), verbose=False)["input_ids"]
         found: dict[int, str | Failed] = {
-            row: Failed(f"the trajectory has {len(each)} tokens, which leaves no room in max_length {self._max_length}")
+            row: Failed(f"the trajectory has {len(each)} tokens, which leaves no room in {self._max_length}")
             for row, each in enumerate(ids)
             if len(each) >= self._max_length
         }
@@ -153,7 +153,7 @@ def load(
     temperature: float,
     token_budget: int | None,
 ) -> tuple[Writer, Scorer]:
-    """One model in memory, as a writer and as a scorer. RewardError where it is no causal LM, or has no scalar head."""
+    """One model in memory, as a writer and as a scorer. RewardError where it is no causal LM or has no head."""
     config = load_config(loading, "reward model")
     tokenizer = load_tokenizer(loading)
     weight = _head_weight(loading)
