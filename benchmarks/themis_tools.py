@@ -5,8 +5,8 @@
     python benchmarks/themis_tools.py --measure runs/themis/model    # what recipes/themis/cpu-train.yaml left
 
 The records have TARA's schema and are made by rule from the bundled arithmetic questions: a right and a wrong reply in
-the bundled policy's form, and for each the thought, the expression that the tool `arithmetic` is given, its value, and
-a rationale that compares the two. Nothing of the questions' test split is learned.
+the bundled policy's form, without its thinking, and for each the thought, the expression that the tool `arithmetic` is
+given, its value, and a rationale that compares the two. No question of the test split is learned.
 
 Measured is how often the better reply of a held-out pair gets the higher score:
 
@@ -37,13 +37,14 @@ from trl_rewards_themis.trajectory import MARKS, user_text
 
 from trl_rewards import RewardTrainer, Samples, bundled, load_objective, load_reward
 from trl_rewards.bundled import make
+from trl_rewards.models import without_thinking
 from trl_rewards.recipe import Recipe
 
 TASKS = {"add": make.add, "subtract": make.subtract, "multiply": make.multiply, "chain": make.chain}
 RECIPE = Path(__file__).parent.parent / "recipes" / "themis" / "cpu-train.yaml"
 PAIRS, HELD_OUT = 24000, 300
 """Training pairs, and pairs about questions of the test split."""
-SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def expression(question: make.Question) -> str:
@@ -62,22 +63,21 @@ def record(rng: random.Random, question: make.Question, number: int, wrong: str)
     value = question.answer
     sides = {}
     for side, kind in (("pos_answer", "clean"), ("neg_answer", wrong)):
-        reply = make.REPLIES[kind](rng, question)
-        said = re.findall(r"\d+", reply.rpartition("<answer>")[2] or reply)
-        claim = f"The answer says {said[-1]}" if said and kind != "unhelpful" else "The answer says nothing"
-        verdict = "They agree." if claim.endswith(f" {value}") else "They differ."
+        reply = without_thinking(make.REPLIES[kind](rng, question))
+        said = re.findall(r"\d+", reply)
+        verdict = f"{said[-1]} and {value}. They {'agree' if said[-1] == value else 'differ'}." if said else "No number."
         if kind in ("bare", "ramble"):
             verdict += " The form is wrong."
         sides[side] = {
             "answer": reply,
             "score": 1.0 if kind == "clean" else -1.0,
             "actions": {
-                "Thought": "I need to compute it.",
+                "Thought": "I compute it.",
                 "Action": "arithmetic",
                 "Action Input": expression(question),
                 "Observation": value,
             },
-            "score_agent": {"explanation": f"{claim}, the tool says {value}. {verdict}", "score": "0"},
+            "score_agent": {"explanation": verdict, "score": "1" if kind == "clean" else "-1"},
         }
     return {"id": f"arithmetic_{number}", "question": question.text, **sides}
 
@@ -210,7 +210,7 @@ def compare(reward: Any, rows: list[dict], question: str = "{}", answer: str = "
 def measure(out: Path, model: Path, plain: Path | None) -> dict[str, float]:
     """Accuracies on the held-out pairs."""
     rows = [json.loads(line) for line in (out / "pairs" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    options = {"path": str(model), "dtype": "float32", "max_new_tokens": 64, "max_length": 400}
+    options = {"path": str(model), "dtype": "float32", "max_new_tokens": 64, "max_length": 256}
     found = {
         "tools": compare(load_reward("themis", tools=["arithmetic"], **options), rows),
         "no tools": compare(load_reward("themis", **options), rows),

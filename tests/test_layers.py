@@ -21,6 +21,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "pairs": 1,
     "workers": 1,
     "toolbox": 2,
+    "passages": 1,
     "hookspecs": 2,
     "plugins": 2,
     "loading": 3,
@@ -50,6 +51,7 @@ PUBLIC_MODULES = {
     "trl_rewards.data",
     "trl_rewards.maths",
     "trl_rewards.models",
+    "trl_rewards.passages",
     "trl_rewards.testing",
     "trl_rewards.toolbox",
 }

@@ -225,12 +225,26 @@ def _one_of(option: str, word: str) -> str:
 
 
 @app.command()
+def index(
+    corpora: Annotated[list[str], typer.Argument(help="JSONL files, also .gz: title and text per line")],
+    out: Annotated[str, typer.Option(help="SQLite file to write")],
+    title: Annotated[str, typer.Option(help="key of the title; lines may lack it")] = "title",
+    text: Annotated[str, typer.Option(help="key of the text")] = "text",
+    words: Annotated[int, typer.Option(help="cut texts into passages of so many words; 0: leave them whole")] = 0,
+) -> None:
+    """Make passages of text searchable, for tools such as `wiki_search`: full text, ranked by BM25."""
+    from trl_rewards.passages import build_index
+
+    print(f"{out}: {build_index(corpora, out, title, text, words)} passages")
+
+
+@app.command()
 def new(
     name: str,
     folder: Annotated[Path | None, typer.Option(help="where to write it")] = None,
     kind: Annotated[str, typer.Option(help="reward or tool")] = "reward",
 ) -> None:
-    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes at once."""
+    """Write a third-party plugin: one module with a reward or tool, pyproject, test, README. Its test passes."""
     from trl_rewards.scaffold import write_plugin
 
     target = write_plugin(name, folder or Path(name), kind)

@@ -43,6 +43,10 @@ class Context:
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
+    def path(self, path: str) -> str:
+        """A path that an option holds: absolute, relative to the recipe's folder, or to the working directory."""
+        return resolve_path(path, self.base_dir)
+
 
 @dataclass_transform(kw_only_default=True)
 class Component:

@@ -22,7 +22,10 @@ class PluginError(LookupError):
 
 
 class ToolError(RuntimeError):
-    """What a tool says where it has no result: a sentence for the model that asked, which reads it as it would one."""
+    """What a tool says where it has no result: words for the model that asked, which reads them as it would a result.
+
+    The reason for people is what it is raised from.
+    """
 
 
 class RewardError(RuntimeError):

@@ -112,7 +112,8 @@ def _work(
             raise TypeError(f"it returned {type(text).__name__}, not str")
         ok = True
     except ToolError as error:
-        text = problem = str(error)
+        text = str(error)
+        problem = f"{type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else text
     except BaseException as error:  # SystemExit too: the caller waits for every call's end
         text, problem = NO_RESULT, f"{type(error).__name__}: {error}"
         logger.info("tool %r failed", tool.display_name, exc_info=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
     from trl_rewards.models.heads import Head, checkpoint_weights
-    from trl_rewards.models.http import HttpClient, HttpFailure
+    from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
         JudgeReward,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.untrusted import without_thinking
+    from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
@@ -65,7 +67,9 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "default_budget": "scorer",
     "load_config": "pretrained",
     "longest_text": "scorer",
+    "api_key": "http",
     "VllmSampler": "sampling",
+    "WebTool": "web",
     "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
@@ -77,6 +81,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "load_tokenizer": "pretrained",
     "trunk_of": "adapters",
     "using": "adapters",
+    "without_thinking": "untrusted",
     "sample_candidates": "sampling",
     "stream": "sampling",
 }
@@ -99,8 +104,10 @@ __all__ = [
     "ServedScorer",
     "SharedBase",
     "VllmSampler",
+    "WebTool",
     "WorkFile",
     "add_adapter",
+    "api_key",
     "as_number",
     "as_text",
     "at_work",
@@ -118,6 +125,7 @@ __all__ = [
     "stream",
     "trunk_of",
     "using",
+    "without_thinking",
 ]
 
 

@@ -18,4 +18,12 @@ def register_objectives():
 
 @hookimpl
 def register_tools():
-    return {"arithmetic": "trl_rewards_themis.arithmetic:Arithmetic"}
+    return {
+        "arithmetic": "trl_rewards_themis.tools.expression:Arithmetic",
+        "calculator": "trl_rewards_themis.tools.calculator:Calculator",
+        "calendar": "trl_rewards_themis.tools.calendar:Calendar",
+        "translator": "trl_rewards_themis.tools.translator:Translator",
+        "weather": "trl_rewards_themis.tools.weather:Weather",
+        "web_search": "trl_rewards_themis.tools.web_search:WebSearch",
+        "wiki_search": "trl_rewards_themis.tools.wiki_search:WikiSearch",
+    }

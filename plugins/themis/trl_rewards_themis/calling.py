@@ -42,14 +42,16 @@ class Row(NamedTuple):
     columns: dict[str, Any]
 
 
-def rows_of(samples: Samples, question: str | None, context: str | None, toolbox: Toolbox) -> list[Row]:
+def rows_of(
+    samples: Samples, answers: Sequence[str], question: str | None, context: str | None, toolbox: Toolbox
+) -> list[Row]:
     """`question` and `context` are columns; without the first the prompt is the question."""
     questions = [str(value) for value in samples[question]] if question else samples.prompt_texts
     contexts = samples[context] if context else [None] * len(samples)
     columns = {name: samples[name] for name in toolbox.reads()}
     return [
         Row(*given, {name: values[index] for name, values in columns.items()})
-        for index, given in enumerate(zip(questions, samples.texts, contexts, strict=True))
+        for index, given in enumerate(zip(questions, answers, contexts, strict=True))
     ]
 
 

@@ -106,7 +106,7 @@ class ThemisServed(JudgeReward):
         shown = self.shown(samples)
         tools = "".join(f"{tool.display_name}: {tool.description}\n" for tool in self._toolbox.tools)
         found: list[Ask] = []
-        for index, row in enumerate(rows_of(samples, self.question, self.context, self._toolbox)):
+        for index, row in enumerate(rows_of(samples, shown, self.question, self.context, self._toolbox)):
             number = self.nonce(row.question, shown[index])
             parts = {"context": row.context, "question": row.question, "answer": shown[index]}
             text = "\n".join(

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Context, Failed, Samples, Score
-from trl_rewards.models import InProcess
+from trl_rewards.models import InProcess, without_thinking
 from trl_rewards_themis.calling import Row, ToolEntries, ask_tools, measures, rows_of, toolbox_of, traced
 from trl_rewards_themis.trajectory import Action, Trajectory, begin
 
@@ -46,6 +46,8 @@ class Themis(InProcess):
     """Dataset column with the question; None: the prompt."""
     context: str | None = None
     """Dataset column with a text that the question is about, such as one in another language."""
+    drop_thinking: bool = False
+    """Leave out what an answer says up to `</think>`."""
     max_length: int = 2048
     """Tokens of question, answer and trajectory together; a longer one fails."""
     token_budget: int | None = None
@@ -93,7 +95,8 @@ class Themis(InProcess):
             self.setup(Context())
         assert self._running is not None
         writer, scorer = self._running
-        given = rows_of(samples, self.question, self.context, self._toolbox)
+        answers = [without_thinking(text) if self.drop_thinking else text for text in samples.texts]
+        given = rows_of(samples, answers, self.question, self.context, self._toolbox)
         trajectories = [begin(row.question, row.answer, row.context) for row in given]
         failed = self._write(writer, given, trajectories)
         rows = [row for row in range(len(samples)) if row not in failed]
