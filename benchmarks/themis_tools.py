@@ -42,20 +42,25 @@ from trl_rewards.recipe import Recipe
 
 TASKS = {"add": make.add, "subtract": make.subtract, "multiply": make.multiply, "chain": make.chain}
 RECIPE = Path(__file__).parent.parent / "recipes" / "themis" / "cpu-train.yaml"
-PAIRS, HELD_OUT = 24000, 300
+PAIRS, HELD_OUT = 16000, 300
 """Training pairs, and pairs about questions of the test split."""
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def expression(question: make.Question) -> str:
-    """What the tool is asked, from the worked steps: "35 + 2 = 37", "37 - 7 = 30" is 35+2-7."""
+    """What the tool is asked, from the worked steps: "35 + 2 = 37", "37 - 7 = 30" is 35 + 2 - 7."""
     lines = [line.split() for line in question.think.splitlines()]
-    return lines[0][0] + "".join(symbol + number for _, symbol, number, *_ in lines)
+    return lines[0][0] + "".join(f" {symbol} {number}" for _, symbol, number, *_ in lines)
 
 
 def usable(question: make.Question) -> bool:
-    """Questions whose operations go from left to right without brackets."""
-    return question.task in TASKS and "Double" not in question.text
+    """Sums of two numbers in any words, and longer ones as formulas: a model this small is long in learning to read
+    the other kinds of longer sums."""
+    return readable(question.task, question.text)
+
+
+def readable(task: str, text: str) -> bool:
+    return task in TASKS and (task != "chain" or text.startswith("Compute"))
 
 
 def record(rng: random.Random, question: make.Question, number: int, wrong: str) -> dict[str, Any]:
@@ -65,7 +70,9 @@ def record(rng: random.Random, question: make.Question, number: int, wrong: str)
     for side, kind in (("pos_answer", "clean"), ("neg_answer", wrong)):
         reply = without_thinking(make.REPLIES[kind](rng, question))
         said = re.findall(r"\d+", reply)
-        verdict = f"{said[-1]} and {value}. They {'agree' if said[-1] == value else 'differ'}." if said else "No number."
+        verdict = "No number."
+        if said:
+            verdict = f"{said[-1]} and {value}. They {'agree' if said[-1] == value else 'differ'}."
         if kind in ("bare", "ramble"):
             verdict += " The form is wrong."
         sides[side] = {
@@ -166,7 +173,7 @@ def make_all(out: Path, seed: int) -> None:
     write(out / "pairs" / "train.jsonl", rows)
     write(out / "pairs" / "test.jsonl", rows_of(test))
     for split, questions in bundled.load_data().items():
-        kept = [row for row in questions if row["task"] in TASKS and "Double" not in row["prompt"][-1]["content"]]
+        kept = [row for row in questions if readable(row["task"], row["prompt"][-1]["content"])]
         write(out / "questions" / f"{split}.jsonl", kept)
     make_base(out / "base", rows[:4000], seed)
 

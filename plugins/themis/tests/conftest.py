@@ -12,7 +12,7 @@ WORDS = [
 ]
 
 
-def make_tokenizer(**marks):
+def make_tokenizer():
     """Words with the space before them, numbers and signs; `<start_tool>` and the like are tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -23,21 +23,20 @@ def make_tokenizer(**marks):
     special = ["<pad>", "<unk>", "</s>", "<start_tool>", "<start_observation>", "<start_work>"]
     tokenizer.train_from_iterator(WORDS, trainers.WordLevelTrainer(special_tokens=special))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **marks
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
 
 
-def make_model(folder, tied=False, seed=0, kind="llama"):
+def make_model(folder, tied=False):
     """A random causal language model."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
-    config, model = (LlamaConfig, LlamaForCausalLM) if kind == "llama" else (Qwen2Config, Qwen2ForCausalLM)
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        made = model(
-            config(
+        torch.manual_seed(0)
+        made = LlamaForCausalLM(
+            LlamaConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=32,
                 intermediate_size=64,
@@ -54,14 +53,13 @@ def make_model(folder, tied=False, seed=0, kind="llama"):
         )
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return made, tokenizer
 
 
 @pytest.fixture(scope="session")
 def base_path(tmp_path_factory) -> str:
     """A random causal language model without a head, whose embeddings are its output layer."""
     folder = tmp_path_factory.mktemp("themis-base")
-    make_model(folder, tied=True, kind="qwen2")
+    make_model(folder, tied=True)
     return str(folder)
 
 

@@ -184,7 +184,7 @@ def test_the_language_loss_is_the_mean_over_the_tokens_that_count():
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="TRL_REWARDS_TEST_DATA has no tara")
 def test_traces_of_tara_are_marked_as_by_the_authors():
-    """The released rule puts a mark before every such word; here a line must begin with it, and few rows differ."""
+    """The released rule puts a mark before every such word; here a line must begin with it."""
     import re
 
     def released(trace: str) -> str:
@@ -192,11 +192,10 @@ def test_traces_of_tara_are_marked_as_by_the_authors():
         text = text.replace("Observation", "<start_observation> Observation")
         return text.replace("Thought:", "<start_tool> Thought:").strip()
 
-    same = total = 0
+    total = 0
     for file in ("multi_tools/agent_multi_tools_test_action.json", "webgpt/agent_webgpt_test_case.json"):
         for line in (DATA / file).read_text(encoding="utf-8").splitlines():
             trace = json.loads(line)["pos_answer"]["actions"]
             total += 1
-            same += marked(trace).strip() == released(trace)
+            assert marked(trace).strip() == released(trace)
     assert total == 278
-    assert same == SAME_TRACES
