@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 2048
 """Tokens whose logits are in memory at a time."""
@@ -14,7 +14,9 @@ CHUNK = 2048
 
 def ranking_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(B,), (B,) -> (): mean of -log σ(chosen - rejected)."""
-    return -functional.logsigmoid(chosen - rejected).mean()
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(chosen - rejected).mean()
 
 
 def language_loss(
@@ -25,6 +27,9 @@ def language_loss(
     `head` makes logits of hidden states. `weights` of kinds that it does not name are 1; tokens of weight 0 do not
     count. 0 where no token counts.
     """
+    import torch
+    from torch.nn.functional import cross_entropy
+
     targets, kinds = ids[:, 1:], kinds[:, 1:]
     weight = (kinds > 0).float()
     for kind, factor in weights.items():
@@ -35,7 +40,7 @@ def language_loss(
     for start in range(0, len(targets), CHUNK):
         part = slice(start, start + CHUNK)
         logits = head(states[part]).float()
-        total = total + (functional.cross_entropy(logits, targets[part], reduction="none") * weight[part]).sum()
+        total = total + (cross_entropy(logits, targets[part], reduction="none") * weight[part]).sum()
     return total / max(len(targets), 1)
 
 

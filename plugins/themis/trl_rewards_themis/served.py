@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trl_rewards import Context, Failed, RewardError, Samples, Score
 from trl_rewards.models import Ask, JudgeReward
 from trl_rewards_themis.calling import Row, ToolEntries, ask_tools, measures, rows_of, toolbox_of, traced
-from trl_rewards_themis.trajectory import Trajectory, begin
+from trl_rewards_themis.trajectory import Trajectory, begin, user_text, written_by
 
 if TYPE_CHECKING:
     from trl_rewards.models import Scorer
@@ -150,7 +150,7 @@ class ThemisServed(JudgeReward):
                 raise RewardError(f"{self.display_name!r} was not set up: its scorer is not loaded")
             ends = self._scorer.tokenizer.eos_token
             whole = [turn for turn, score in turns if not isinstance(score, Failed)]
-            texts = [turn.trajectory.prompt + ends for turn in whole]
+            texts = [_in_themis_form(turn) + ends for turn in whole]
             read = self._scorer.score_texts(texts, add_special_tokens=True)
             by_row = {turn.rows[0]: score for turn, score in zip(whole, read, strict=True)}
             turns = [(turn, by_row.get(turn.rows[0], score)) for turn, score in turns]
@@ -160,6 +160,13 @@ class ThemisServed(JudgeReward):
             for name, value in measures([turn.trajectory for turn, _ in turns]).items():
                 log_metric(f"{self.display_name}/{name}", value)
         return found
+
+
+def _in_themis_form(turn: Turn) -> str:
+    """The trajectory with the marks that a chat model does not write."""
+    given, trajectory = turn.given, turn.trajectory
+    said = written_by(trajectory.steps, trajectory.rationale)
+    return user_text(given.question, given.answer, given.context) + said
 
 
 def _after(ask: Ask, reply: str, said: str) -> list[dict[str, str]]:

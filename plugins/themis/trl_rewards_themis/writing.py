@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
-
-import torch
-from torch.nn import Linear, Module
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
-from transformers.modeling_outputs import SequenceClassifierOutput
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Failed, RewardError
 from trl_rewards.models import (
@@ -24,6 +20,9 @@ from trl_rewards.models import (
     longest_text,
 )
 from trl_rewards_themis.trajectory import OBSERVATION, cut
+
+if TYPE_CHECKING:
+    import torch
 
 HEADS = ("v_head.", "score.", "v_head.summary.")
 """Names of the head: of the authors, of objective `themis`, and of TRL's models with a value head."""
@@ -58,6 +57,8 @@ class Writer:
 
     def write(self, texts: Sequence[str]) -> list[str | Failed]:
         """What comes after each text, up to an observation or the end; Failed for a text that leaves no room."""
+        import torch
+
         if not texts:
             return []
         ids = self._tokenizer(list(texts), verbose=False)["input_ids"]
@@ -90,6 +91,9 @@ class Writer:
         return rows
 
     def _continue(self, prompts: list[list[int]], device: torch.device) -> list[str]:
+        import torch
+        from transformers import GenerationConfig
+
         width, pad = max(map(len, prompts)), self._tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
@@ -116,27 +120,39 @@ class Writer:
         return cut(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-class AtObservation(StoppingCriteria):
-    """Ends a row where `cut` would cut it first: what comes after is the tool's."""
+class AtObservation:
+    """A stopping criterion: ends a row where `cut` would cut it first: what comes after is the tool's."""
 
     def __init__(self, tokenizer: Any, width: int):
         """`width`: tokens of the prompts, in which nothing is looked for."""
         self._tokenizer, self._width = tokenizer, width
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        import torch
+
         tails = input_ids[:, max(self._width, input_ids.shape[1] - TAIL) :].tolist()
         texts = [self._tokenizer.decode(tail, clean_up_tokenization_spaces=False) for tail in tails]
         return torch.tensor([OBSERVATION in text for text in texts], device=input_ids.device)
 
 
-class MeanPooled(Module):
-    """A decoder and a head that reads the mean of its hidden states."""
+@dataclass
+class MeanPooled:
+    """A decoder and a head that reads the mean of its hidden states, to be called as a classifier is."""
 
-    def __init__(self, model: Any, head: Linear):
-        super().__init__()
-        self.model, self.head, self.config = model, head, model.config
+    model: Any
+    head: Any
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> SequenceClassifierOutput:
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def to(self, device: Any) -> None:
+        self.model.to(device)
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
+        import torch
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         states = hidden.last_hidden_state.float()
         kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -154,6 +170,10 @@ def load(
     token_budget: int | None,
 ) -> tuple[Writer, Scorer]:
     """One model in memory, as a writer and as a scorer. RewardError where it is no causal LM or has no head."""
+    import torch
+    from torch.nn import Linear
+    from transformers import AutoModelForCausalLM
+
     config = load_config(loading, "reward model")
     tokenizer = load_tokenizer(loading)
     weight = _head_weight(loading)
