@@ -41,7 +41,7 @@ def lines_of(path) -> list[dict]:
 
 def test_without_a_command_the_help_lists_them(command):
     _, out, err = command()
-    for name in ("train", "validate", "plugins", "list", "show", "score", "new", "report"):
+    for name in ("train", "validate", "plugins", "list", "show", "score", "index", "new", "report"):
         assert name in out + err
 
 
@@ -416,6 +416,25 @@ def test_score_counts_tokens_of_the_policy(score, policy_path):
 
 
 # --- new -------------------------------------------------------------------------------------------------------------
+
+
+def test_index_makes_a_corpus_searchable(command, write, tmp_path):
+    from trl_rewards.passages import PassageIndex
+
+    corpus = write("corpus.jsonl", '{"name": "Oslo", "body": "The capital of Norway"}\n')
+    out = tmp_path / "wiki.sqlite"
+    words = ("index", corpus, "--out", out, "--title", "name", "--text", "body", "--words", 3)
+    assert command(*words) == (0, f"{out}: 2 passages\n", "")
+    assert PassageIndex(str(out)).search("Norway")[0] == ("Oslo", "Norway")
+    status, _, err = command(*words)
+    assert (status, err) == (1, f"error: {out} exists; delete it, or name another with --out\n")
+
+
+def test_show_of_a_tool_says_what_a_model_is_told(command):
+    out = command("show", "weather")[1]
+    assert "weather · tool · answers to history_weather" in out
+    assert "A model is told: Tells the weather of a city on a past day. Input: city, YYYY-MM-DD" in out
+    assert "with: {tools: [{use: weather}]}" in out
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ OBJECTIVES = {
 }
 ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format", "themis", "themis_served"}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
+TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
+"""Tools, which are checked by their plugins' own tests."""
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ ELSEWHERE = {"polar", "rewardanything", "rewardanything_accuracy", "rewardanythi
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
+        ("tool", TOOLS),
     ],
 )
 def test_every_registered_component_is_checked(kind, table):
@@ -80,10 +83,12 @@ def test_every_registered_component_is_checked(kind, table):
     assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table) | elsewhere
 
 
-@pytest.mark.parametrize("name", sorted(ELSEWHERE))
-def test_rewards_that_are_checked_elsewhere_are(name):
+@pytest.mark.parametrize(
+    ("name", "check"), [(n, "check_reward") for n in sorted(ELSEWHERE)] + [(n, "check_tool") for n in sorted(TOOLS)]
+)
+def test_components_that_are_checked_elsewhere_are(name, check):
     tests = [file.read_text() for file in Path(__file__).parent.parent.glob("plugins/*/tests/test_*.py")]
-    assert any("check_reward" in text and f'"{name}"' in text for text in tests)
+    assert any(check in text and f'"{name}"' in text for text in tests)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -123,7 +128,7 @@ def test_advantage_keeps_its_contract(name):
     check_advantage(load_advantage(name, **ADVANTAGES[name]))
 
 
-@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective"])
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective", "tool"])
 def test_every_component_says_what_it_is_in_a_sentence(kind):
     from trl_rewards.plugins import first_sentence
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import Recipe, load_plugins, load_reward
+from trl_rewards import Recipe, ToolCall, load_plugins, load_reward
 from trl_rewards.recipe import OWN_KEYS, TRAINERS
 from trl_rewards.scoring import ON_MISSING, Source
-from trl_rewards.testing import check_objective, check_reward, plugin_manager
+from trl_rewards.testing import check_objective, check_reward, check_tool, plugin_manager
+from trl_rewards.toolbox import Toolbox
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +63,15 @@ def test_the_objective_is_an_objective():
     scope: dict = {"__name__": "readme"}
     exec(compile(blocks("python")[3], "README.md", "exec"), scope)
     check_objective(scope["Weighted"](), strength=[1.0, 2.0, 0.5])
+
+
+def test_the_tool_is_a_tool():
+    scope: dict = {"__name__": "readme"}
+    exec(compile(blocks("python")[4], "README.md", "exec"), scope)
+    tool = scope["register_tools"]()["population"]()
+    check_tool(tool, "Oslo", "Bergen")
+    (found,) = Toolbox([tool]).run([("Atlantis", ToolCall("population"))])
+    assert found.text == "I do not know of a city 'Atlantis'."
 
 
 @pytest.mark.slow

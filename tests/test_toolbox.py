@@ -110,7 +110,7 @@ def test_a_time_limit_must_be_above_zero():
 
 
 def test_the_check_of_a_tool_lets_a_good_one_pass_and_finds_each_fault():
-    check_tool(Upper(), "a", "b", name="Text.upper", mark="?")
+    check_tool(Upper(), "a", "b", name="Text.upper", row={"mark": "?"})
 
     class Silent(Upper):
         description = ""

@@ -106,9 +106,8 @@ def read_passages(corpus: str, title: str = "title", text: str = "text", words: 
                 if not isinstance(found.text, str):
                     raise TypeError
             except (ValueError, KeyError, AttributeError, TypeError):
-                raise RewardError(
-                    f"{corpus}, line {number}: not an object with text under {text!r}: {line.strip()[:80]}"
-                ) from None
+                said = f"no object with text under {text!r}: {line.strip()[:80]}"
+                raise RewardError(f"{corpus}, line {number}: {said}") from None
             yield from _cut(found, words) if words else [found]
 
 

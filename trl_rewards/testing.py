@@ -335,7 +335,9 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     _check_state(objective)
 
 
-def check_tool(tool: Tool, *inputs: str, name: str = "", answer: str = "", **row: Any) -> None:
+def check_tool(
+    tool: Tool, *inputs: str, name: str = "", answer: str = "", row: Mapping[str, Any] | None = None
+) -> None:
     """A tool says what it is for, and gives the same text for the same input however many calls run beside it. What it
     cannot use is a failure that a model can read, within its time.
 
@@ -344,9 +346,9 @@ def check_tool(tool: Tool, *inputs: str, name: str = "", answer: str = "", **row
     """
     assert inputs, "give one or more inputs that it has a result for: check_tool(tool, '2023-05-01')"
     assert tool.description.strip(), "it has no description: say what it is for and what its input looks like"
-    missing = [column for column in tool.reads() if column not in row]
-    assert not missing, f"it reads columns {missing}: pass them, check_tool(tool, …, {missing[0]}=…)"
-    call = ToolCall(name or tool.display_name, answer, "", answer, row)
+    missing = [column for column in tool.reads() if column not in (row or {})]
+    assert not missing, f"it reads columns {missing}: pass them, check_tool(tool, …, row={{{missing[0]!r}: …}})"
+    call = ToolCall(name or tool.display_name, answer, "", answer, row or {})
     assert tool.answers(tool.display_name), f"it does not answer to its own name, {tool.display_name!r}"
     assert tool.answers(call.name), f"it does not answer to {call.name!r}"
     toolbox = Toolbox([tool])
@@ -365,7 +367,8 @@ def check_tool(tool: Tool, *inputs: str, name: str = "", answer: str = "", **row
         (observation,) = toolbox.run([(input, call)])
         assert observation is not None
         assert "no result within" not in observation.problem, f"{input[:30]!r} takes longer than {tool.timeout} s"
-    _check_state(tool)
+    if tool.state_dict():
+        _check_state(tool)
 
 
 def _objective_column(values: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote_plus, urlencode, urlsplit
 
 from trl_rewards.errors import RewardError
 
@@ -188,12 +188,14 @@ class HttpClient:
         payload = asked.payload
         body = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace") if payload is not None else None
         query = f"?{urlencode(asked.query, errors='replace')}" if asked.query else ""
+        if asked.secrets:
+            _in_addresses.update(map(quote_plus, asked.secrets))
+            logging.getLogger(httpx.__name__).addFilter(_holds_no_secret)
         session = self._bound_session()
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
                 url = self._url + asked.path + query
-                logging.getLogger(httpx.__name__).addFilter(_without_query)
                 answer = await session.client.request(asked.method, url, content=body, headers=headers)
         except (TimeoutError, httpx.RequestError) as error:
             self._breaker.failed(started, time.monotonic())
@@ -346,9 +348,13 @@ def _not_ours(record: logging.LogRecord) -> bool:
     return not str(vars(record).get("stamina.caused_by", "")).startswith("HttpFailure(")
 
 
-def _without_query(record: logging.LogRecord) -> bool:
-    """Drops httpx's line of a request with a query, in which a key may be."""
-    return "?" not in record.getMessage()
+_in_addresses: set[str] = set()
+"""Secrets that were sent in a query."""
+
+
+def _holds_no_secret(record: logging.LogRecord) -> bool:
+    """Drops httpx's line of a request with a secret in its address."""
+    return not any(secret in record.getMessage() for secret in _in_addresses)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -50,5 +50,5 @@ class KeptAnswers:
     def warn(self, error: Exception) -> None:
         """Say, the first time, that something is wrong with the file."""
         if not self._warned:
+            self._warned = True
             logger.warning("%s %s cannot be used: %r", self._option, self._path, error)
-        self._warned = True

@@ -28,7 +28,7 @@ class WebTool(Tool):
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""
     timeout: float = 20.0
-    """Seconds that a call may take, tries and pauses together; one try may take half of it."""
+    """Seconds that a call may take: tries, pauses, and the wait for its turn. One try may take half of it."""
     retries: int = 2
     """How often a request is sent again after a broken connection, a time-out, or status 408, 425, 429 or 5xx."""
     concurrency: int = 8
@@ -69,26 +69,25 @@ class WebTool(Tool):
         """
         words = json.dumps([type(self).__qualname__, self.endpoint, dict(question)], sort_keys=True)
         key = hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()
-        kept = self._kept.find(key) if self._kept else None
-        if kept is not None:
-            return kept
-        answer = run_async(self._ask_once(key, question))
-        if self._kept:
-            self._kept.keep(key, answer)
-        return answer
+        return run_async(self._ask_once(key, question))
 
     async def _ask_once(self, key: str, question: Mapping[str, Any]) -> str:
         task = self._asking.get(key)
         if task is None or task.get_loop() is not asyncio.get_running_loop():
-            task = self._asking[key] = asyncio.create_task(self._ask(question))
+            task = self._asking[key] = asyncio.create_task(self._ask(key, question))
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await task
 
-    async def _ask(self, question: Mapping[str, Any]) -> str:
+    async def _ask(self, key: str, question: Mapping[str, Any]) -> str:
         async with asyncio.timeout(self.timeout):
+            kept = await asyncio.to_thread(self._kept.find, key) if self._kept else None
+            if kept is not None:
+                return kept
             answer = await self.fetch(self._client, question)
         if not isinstance(answer, str):
             raise TypeError(f"the API's answer is no text but {answer!r:.200}")
+        if self._kept:
+            await asyncio.to_thread(self._kept.keep, key, answer)
         return answer
 
     def _connect(self) -> None:

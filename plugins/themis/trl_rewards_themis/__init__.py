@@ -22,6 +22,7 @@ def register_tools():
         "arithmetic": "trl_rewards_themis.tools.expression:Arithmetic",
         "calculator": "trl_rewards_themis.tools.calculator:Calculator",
         "calendar": "trl_rewards_themis.tools.calendar:Calendar",
+        "code": "trl_rewards_themis.tools.code:Code",
         "translator": "trl_rewards_themis.tools.translator:Translator",
         "weather": "trl_rewards_themis.tools.weather:Weather",
         "web_search": "trl_rewards_themis.tools.web_search:WebSearch",

@@ -1,7 +1,8 @@
 """What an arithmetic expression comes to, without Python's `eval`, in bounded time and memory.
 
 The numbers are those of numexpr, which Themis's calculator uses (https://github.com/pydata/numexpr): an expression of
-constants is Python's arithmetic there, functions give floats, and a result must fit into 64 bits.
+constants is Python's arithmetic there, and a result must fit into 64 bits. What is no real number, such as sqrt(-1),
+is an error here.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ LONGEST = 500
 MOST_BITS = 4096
 """Bits of an integer on the way to the result."""
 
-_FUNCTIONS: dict[str, Callable[[float], float]] = {
-    "abs": math.fabs,
-    "ceil": lambda value: float(math.ceil(value)),
-    "floor": lambda value: float(math.floor(value)),
-    "trunc": lambda value: float(math.trunc(value)),
+
+def _rounded(how: Callable[[float], int]) -> Callable[[int | float], int | float]:
+    """Rounding that leaves the type as it is."""
+    return lambda value: value if isinstance(value, int) else float(how(value))
+
+
+_FUNCTIONS: dict[str, Callable[[int | float], int | float]] = {
+    "abs": abs,
+    "ceil": _rounded(math.ceil),
+    "floor": _rounded(math.floor),
+    "trunc": _rounded(math.trunc),
     "sqrt": math.sqrt,
     "exp": math.exp,
     "log": math.log,
