@@ -74,12 +74,24 @@ SLOW = {"accuracy", "model"}
 OBJECTIVES = {
     "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
     "polar": ({}, {}),
+    "themis": (
+        {},
+        {name: ["a", "b", "c"] for name in ("prompt", "chosen", "rejected", "chosen_trace", "rejected_trace")},
+    ),
     "regression": (
         {"scale": [0.0, 4.0], "rank": 0.1},
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
-ELSEWHERE = {"bertscore", "polar", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
+ELSEWHERE = {
+    "bertscore",
+    "polar",
+    "rewardanything",
+    "rewardanything_accuracy",
+    "rewardanything_format",
+    "themis",
+    "themis_served",
+}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
 """Tools, which are checked by their plugins' own tests."""

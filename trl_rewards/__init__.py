@@ -24,7 +24,7 @@ from trl_rewards.components import (
 )
 from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
-from trl_rewards.samples import Failed, Samples
+from trl_rewards.samples import Failed, Samples, Traced
 
 if TYPE_CHECKING:
     from trl_rewards.loading import (
@@ -99,6 +99,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolError",
+    "Traced",
     "TrainableReward",
     "hookimpl",
     "load_advantage",

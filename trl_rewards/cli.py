@@ -118,13 +118,16 @@ def score(
     split: str = "train",
     completion: Annotated[str, typer.Option(help="column that holds the completion")] = "completion",
     batch_size: int = 64,
+    trace: Annotated[
+        Path | None, typer.Option(help="JSONL file for texts and how their scores came about, such as tool calls")
+    ] = None,
 ) -> None:
     """Score completions offline with a recipe's rewards: one JSON line per row, with every source and the total."""
     from trl_rewards.offline import score_file
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    print(score_file(config, context.args, data, out, split, completion, batch_size))
+    print(score_file(config, context.args, data, out, split, completion, batch_size, trace))
 
 
 @app.command(context_settings=_OVERRIDES)

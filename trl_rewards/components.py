@@ -92,6 +92,8 @@ class Reward(Component):
     """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
     deterministic: ClassVar[bool] = True
     """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+    traces: ClassVar[bool] = False
+    """Its scores may be `Traced`, and say how they came about. A cache keeps the numbers alone."""
 
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
@@ -210,6 +212,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    traces: list[dict[str, Any]] | None = None
+    """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 
 
 class Combiner(Component):
@@ -293,6 +297,11 @@ class Preferences(NamedTuple):
     batch. All of them must call it alike. Batches whose gradients are accumulated stay apart."""
     again: Callable[[], Preferences] | None = None
     """Runs the model on the same rows once more, such as with another dropout (`disable_dropout: false`)."""
+    token_hidden: Tensor | None = None
+    """(2B, T, H) what the score head would see at every token; for objectives that need it."""
+    labels: Tensor | None = None
+    """(2B, T) int64, what `Objective.tokenize` says of each token in `chosen_labels` and `rejected_labels`; -100 at
+    the padding. None where it says nothing."""
 
 
 class Objective(Component):
@@ -304,7 +313,7 @@ class Objective(Component):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of {"hidden", "prompt_hidden"}: fields of Preferences that are only there on demand."""
+    """Of {"hidden", "prompt_hidden", "token_hidden"}: fields of Preferences that are only there on demand."""
     own_loss: ClassVar[bool] = False
     """It does not use `Preferences.loss`: `center_rewards_coefficient` and a column `margin` are refused with it."""
 
@@ -330,8 +339,9 @@ class Objective(Component):
         return []
 
     def tokenize(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
-        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. Rows longer than TRL's
-        `max_length` are then dropped."""
+        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. `chosen_labels` and
+        `rejected_labels`, a number for each token, may be with them. Rows longer than TRL's `max_length` are then
+        dropped."""
         return None
 
     def loss(self, batch: Preferences) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -36,9 +37,19 @@ def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]
 
 
 def score_file(
-    config: str, overrides: Sequence[str], data: str, out: Path, split: str, completion: str, batch_size: int
+    config: str,
+    overrides: Sequence[str],
+    data: str,
+    out: Path,
+    split: str,
+    completion: str,
+    batch_size: int,
+    trace: Path | None = None,
 ) -> str:
     """Score every row of a dataset and write JSON lines; rows that `out` holds already are kept. Returns a summary.
+
+    `trace`: file that gets a line per completion that is scored, with the texts and what the rewards say of how their
+    scores came about.
 
     A row whose completion column is a list holds the completions of one group: it gives one line per completion.
     What looks beyond a group sees batches of `batch_size` rows; running statistics begin anew when a file is resumed.
@@ -48,7 +59,7 @@ def score_file(
     names = dataset.column_names
     if completion not in names:
         raise RecipeError([f"--completion: no column {completion!r} in {data} (it has {', '.join(names)})"], config)
-    score_dataset(recipe, dataset, out, completion, batch_size)
+    score_dataset(recipe, dataset, out, completion, batch_size, trace)
     return summary(out)
 
 
@@ -59,7 +70,9 @@ def split_of(splits: Any, split: str, data: str, source: str) -> Any:
     return splits[split]
 
 
-def score_dataset(recipe: Recipe, dataset: Any, out: Path, completion: str, batch_size: int) -> None:
+def score_dataset(
+    recipe: Recipe, dataset: Any, out: Path, completion: str, batch_size: int, trace: Path | None = None
+) -> None:
     """What `score_file` does, of a dataset whose columns are mapped. RecipeError if rewards lack columns."""
     pipeline = Pipeline.from_recipe(recipe)
     if problems := pipeline.missing_columns([name for name in dataset.column_names if name != completion]):
@@ -83,15 +96,20 @@ def score_dataset(recipe: Recipe, dataset: Any, out: Path, completion: str, batc
     held = {"signature": recipe.signature, "sources": sources, "data": _digest(dataset, completion), "last": last}
     header = json.dumps(held) + "\n"
     done = _rows_done(out, header, batch_size, len(dataset))
+    if trace:
+        _keep_traces(trace, done)
     try:
-        with out.open("a", encoding="utf-8") as stream:
+        with out.open("a", encoding="utf-8") as stream, contextlib.ExitStack() as stack:
+            traces = stack.enter_context(trace.open("a", encoding="utf-8")) if trace else None
             if not done and stream.tell() == 0:
                 stream.write(header)
             batches = list(_batches(len(dataset), done, batch_size))
             for start, end in track(batches, description="scoring", disable=not batches, transient=True):
                 rows = [dataset[index] for index in range(start, end)]
-                for line in _score_rows(pipeline, rows, start, completion, tokenizer, device):
+                for line, told in _score_rows(pipeline, rows, start, completion, tokenizer, device):
                     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if traces:
+                        traces.write(json.dumps(line | told, ensure_ascii=False, default=str) + "\n")
                 stream.flush()
     finally:
         pipeline.close()
@@ -104,10 +122,11 @@ def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _score_rows(
     pipeline: Pipeline, rows: list[dict[str, Any]], start: int, completion: str, tokenizer: Any, device: Any
-) -> Iterator[dict[str, Any]]:
-    """One line per completion. Rows of different group sizes are scored size by size, in their order."""
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A line per completion, and what a trace has beside it. Rows of different group sizes are scored size by size, in
+    their order."""
     groups = [row[completion] if _is_group(row[completion]) else [row[completion]] for row in rows]
-    lines: dict[int, list[dict[str, Any]]] = {}
+    lines: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for size in sorted({len(group) for group in groups} - {0}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
         repeated = [rows[index] for index in members for _ in range(size)]
@@ -119,12 +138,29 @@ def _score_rows(
             columns={name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)},
         )
         batch = pipeline.score(samples, group_size=size, device=device)
-        scored = _lines(pipeline, batch)
+        scored, traces = _lines(pipeline, batch), batch.traces or [{}] * len(samples)
+        told = [
+            {"prompt": prompt, "text": text, "traces": found}
+            for prompt, text, found in zip(samples.prompt_texts, samples.texts, traces, strict=True)
+        ]
         for position, index in enumerate(members):
-            found = scored[position * size : (position + 1) * size]
-            lines[index] = [{"row": start + index, "completion": rank} | line for rank, line in enumerate(found)]
+            lines[index] = [
+                ({"row": start + index, "completion": rank} | scored[place], told[place])
+                for rank, place in enumerate(range(position * size, (position + 1) * size))
+            ]
     for index in range(len(rows)):
         yield from lines.get(index, [])
+
+
+def _keep_traces(trace: Path, done: int) -> None:
+    """Leave the lines of the rows that are scored already in a file of traces, which is made where there is none."""
+    kept = []
+    if done and trace.exists():
+        for line in trace.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["row"] < done:
+                kept.append(line)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.write_text("".join(kept), encoding="utf-8")
 
 
 def _is_group(value: Any) -> bool:

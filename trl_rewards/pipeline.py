@@ -205,7 +205,14 @@ class Pipeline:
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
         tokens = _token_rewards(local.tokens, weights, len(samples), world, device)
-        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, token_rewards=tokens)
+        return RewardBatch(
+            rewards.float(),
+            raw,
+            everyone,
+            shaped=shaped,
+            token_rewards=tokens,
+            traces=self._traces(local.traces, len(samples), world),
+        )
 
     def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
         """(N,) or (N, T) from the recipe's advantage, NaN-free; None if the recipe leaves advantages to TRL."""
@@ -262,6 +269,16 @@ class Pipeline:
             yield
         finally:
             self.load_state_dict(state)
+
+    def _traces(self, found: dict[int, list[Any]], rows: int, world: World) -> list[dict[str, Any]] | None:
+        """What the sources say of each row of all ranks; None where none of them says any."""
+        if not found:
+            return None
+        mine = [
+            {self.names[k]: traces[row] for k, traces in found.items() if traces[row] is not None}
+            for row in range(rows)
+        ]
+        return [trace for share in world.gather_objects(mine) for trace in share]
 
     def _global_components(self) -> list[Component]:
         sources = {f"rewards.{source.name}" for source in self.sources}

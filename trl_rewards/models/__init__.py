@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import add_adapter, trunk_of, using
     from trl_rewards.models.embedding import Embedder, load_embedder
+    from trl_rewards.models.heads import Head, checkpoint_weights
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
         extract_json,
     )
     from trl_rewards.models.options import InProcess
-    from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+    from trl_rewards.models.pretrained import (
+        Loading,
+        at_work,
+        keep_4bit_unpacked,
+        load_config,
+        load_pretrained,
+        load_tokenizer,
+    )
     from trl_rewards.models.sampling import (
         LocalSampler,
         Sampled,
@@ -31,14 +39,16 @@ if TYPE_CHECKING:
         sample_candidates,
         stream,
     )
-    from trl_rewards.models.scorer import Scorer, load_scorer
+    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.untrusted import without_thinking
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
     "Embedder": "embedding",
+    "Head": "heads",
     "HttpClient": "http",
     "HttpFailure": "http",
     "InProcess": "options",
@@ -54,6 +64,11 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ServedScorer": "served",
     "SharedBase": "shared_base",
     "add_adapter": "adapters",
+    "at_work": "pretrained",
+    "checkpoint_weights": "heads",
+    "default_budget": "scorer",
+    "load_config": "pretrained",
+    "longest_text": "scorer",
     "api_key": "http",
     "VllmSampler": "sampling",
     "WebTool": "web",
@@ -69,6 +84,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "load_tokenizer": "pretrained",
     "trunk_of": "adapters",
     "using": "adapters",
+    "without_thinking": "untrusted",
     "sample_candidates": "sampling",
     "stream": "sampling",
 }
@@ -76,6 +92,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 __all__ = [
     "Ask",
     "Embedder",
+    "Head",
     "HttpClient",
     "HttpFailure",
     "InProcess",
@@ -97,17 +114,23 @@ __all__ = [
     "api_key",
     "as_number",
     "as_text",
+    "at_work",
+    "checkpoint_weights",
+    "default_budget",
     "extract_json",
     "keep_4bit_unpacked",
+    "load_config",
     "load_embedder",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
     "load_tokenizer",
+    "longest_text",
     "sample_candidates",
     "stream",
     "trunk_of",
     "using",
+    "without_thinking",
 ]
 
 
