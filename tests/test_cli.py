@@ -41,7 +41,7 @@ def lines_of(path) -> list[dict]:
 
 def test_without_a_command_the_help_lists_them(command):
     _, out, err = command()
-    for name in ("train", "validate", "plugins", "list", "show", "score", "new", "report"):
+    for name in ("train", "validate", "plugins", "list", "show", "score", "index", "new", "report"):
         assert name in out + err
 
 
@@ -95,7 +95,7 @@ def test_list_of_an_unknown_kind_fails(command):
     assert command("list", "rewords") == (
         1,
         "",
-        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, tool\n",
+        "error: unknown kind 'rewords'; it is one of reward, combiner, shaper, advantage, objective, selector, tool\n",
     )
 
 
@@ -135,6 +135,7 @@ def test_show_of_a_function_in_a_file(command, write):
         (["score", "--config", "nowhere.yaml", "--data", "d", "--out", "o"], "error: nowhere.yaml: 1 problem"),
         (["new", "Bad Name"], "error: a plugin's name is lower-case letters"),
         (["new", "class"], "error: a plugin's name is lower-case letters"),
+        (["new", "idea", "--kind", "spoon"], "error: new: --kind is one of reward, selector, tool, got 'spoon'"),
         (["new", "../up"], "error: a plugin's name is lower-case letters"),
         (["report", "no_such_folder"], "error: "),
         (["train", "nowhere.yaml"], "error: nowhere.yaml: 1 problem"),
@@ -417,9 +418,29 @@ def test_score_counts_tokens_of_the_policy(score, policy_path):
 # --- new -------------------------------------------------------------------------------------------------------------
 
 
+def test_index_makes_a_corpus_searchable(command, write, tmp_path):
+    from trl_rewards.passages import PassageIndex
+
+    corpus = write("corpus.jsonl", '{"name": "Oslo", "body": "The capital of Norway"}\n')
+    out = tmp_path / "wiki.sqlite"
+    words = ("index", corpus, "--out", out, "--title", "name", "--text", "body", "--words", 3)
+    assert command(*words) == (0, f"{out}: 2 passages\n", "")
+    assert PassageIndex(str(out)).search("Norway")[0] == ("Oslo", "Norway")
+    status, _, err = command(*words)
+    assert (status, err) == (1, f"error: {out} exists; delete it, or name another with --out\n")
+
+
+def test_show_of_a_tool_says_what_a_model_is_told(command):
+    out = command("show", "weather")[1]
+    assert "weather · tool · answers to history_weather" in out
+    assert "A model is told: Tells the weather of a city on a past day. Input: city, YYYY-MM-DD" in out
+    assert "with: {tools: [{use: weather}]}" in out
+
+
 @pytest.mark.slow
-def test_new_writes_a_plugin_whose_test_passes(command, tmp_path):
-    status, out, _ = command("new", "my-idea", "--folder", tmp_path / "there")
+@pytest.mark.parametrize("kind", ["reward", "selector", "tool"])
+def test_new_writes_a_plugin_whose_test_passes(kind, command, tmp_path):
+    status, out, _ = command("new", "my-idea", "--folder", tmp_path / "there", "--kind", kind)
     assert status == 0
     assert f"wrote {tmp_path / 'there'}" in out
     assert "trl-rewards show my_idea" in out
@@ -427,7 +448,8 @@ def test_new_writes_a_plugin_whose_test_passes(command, tmp_path):
         str(file.relative_to(tmp_path / "there")) for file in (tmp_path / "there").rglob("*") if file.is_file()
     )
     assert written == ["README.md", "pyproject.toml", "tests/test_my_idea.py", "trl_rewards_my_idea.py"]
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "there")}
+    paths = [str(tmp_path / "there"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path / "there",

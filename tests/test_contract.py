@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import load_advantage, load_combiner, load_objective, load_plugins, load_reward, load_shaper
+from trl_rewards import (
+    load_advantage,
+    load_combiner,
+    load_objective,
+    load_plugins,
+    load_reward,
+    load_selector,
+    load_shaper,
+)
 from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_objective,
     check_reward,
+    check_selector,
     check_shaper,
     check_token_shaper,
     make_samples,
@@ -24,7 +33,12 @@ REFERENCES = [["The sum is 22."], ["hot", "It is hot."], [], None, ["Tuesday"], 
 SCRIPTED = {"model": "scripted", "endpoint": "bundled:judge"}
 REWARDS = {
     "accuracy": ({"seconds": 20.0}, {"answer": ["22", "23", None, "\\frac{1}{2}", "5", "#### 7"]}),
+    "bleu_rouge_f1": ({}, {"references": REFERENCES}),
     "bleuberi": ({}, {"references": REFERENCES}),
+    "code_tests": (
+        {},
+        {"tests": [["assert 1 + 1 == 2"], None, ["assert x == 1"], [], "x()", '[{"input": "1", "output": "1"}]']},
+    ),
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),
@@ -33,6 +47,8 @@ REWARDS = {
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
     "regex_format": ({}, {}),
+    "rouge_l": ({}, {"references": REFERENCES}),
+    "think_answer_format": ({}, {}),
 }
 SHAPERS = {
     "clip": ({"low": -1.0, "high": 1.0}, {}),
@@ -43,7 +59,15 @@ SHAPERS = {
     "whiten": ({}, {}),
 }
 TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
-COMBINERS = {"mean": {}, "median": {}, "min": {}, "normalize_then_sum": {}, "product": {}, "weighted_sum": {}}
+COMBINERS = {
+    "bleu_rm": {},
+    "mean": {},
+    "median": {},
+    "min": {},
+    "normalize_then_sum": {},
+    "product": {},
+    "weighted_sum": {},
+}
 ADVANTAGES = {
     "batch_norm": {},
     "bnpo": {},
@@ -55,19 +79,35 @@ ADVANTAGES = {
     "prime_reinforce": {},
     "prime_rloo": {"whiten": False},
 }
+SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}
 
 
 OBJECTIVES = {
     "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
     "polar": ({}, {}),
+    "themis": (
+        {},
+        {name: ["a", "b", "c"] for name in ("prompt", "chosen", "rejected", "chosen_trace", "rejected_trace")},
+    ),
     "regression": (
         {"scale": [0.0, 4.0], "rank": 0.1},
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
-ELSEWHERE = {"polar", "prime", "rewardanything", "rewardanything_accuracy", "rewardanything_format"}
+ELSEWHERE = {
+    "bertscore",
+    "polar",
+    "prime",
+    "rewardanything",
+    "rewardanything_accuracy",
+    "rewardanything_format",
+    "themis",
+    "themis_served",
+}
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
+TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
+"""Tools, which are checked by their plugins' own tests."""
 
 
 @pytest.mark.parametrize(
@@ -78,6 +118,8 @@ ELSEWHERE = {"polar", "prime", "rewardanything", "rewardanything_accuracy", "rew
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
+        ("selector", SELECTORS),
+        ("tool", TOOLS),
     ],
 )
 def test_every_registered_component_is_checked(kind, table):
@@ -85,10 +127,12 @@ def test_every_registered_component_is_checked(kind, table):
     assert {entry.name for entry in load_plugins().of_kind(kind)} == set(table) | elsewhere
 
 
-@pytest.mark.parametrize("name", sorted(ELSEWHERE))
-def test_rewards_that_are_checked_elsewhere_are(name):
+@pytest.mark.parametrize(
+    ("name", "check"), [(n, "check_reward") for n in sorted(ELSEWHERE)] + [(n, "check_tool") for n in sorted(TOOLS)]
+)
+def test_components_that_are_checked_elsewhere_are(name, check):
     tests = [file.read_text() for file in Path(__file__).parent.parent.glob("plugins/*/tests/test_*.py")]
-    assert any("check_reward" in text and f'"{name}"' in text for text in tests)
+    assert any(check in text and f'"{name}"' in text for text in tests)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -133,7 +177,13 @@ def test_advantage_keeps_its_contract(name):
     check_advantage(load_advantage(name, **ADVANTAGES[name]))
 
 
-@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective"])
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_selector_keeps_its_contract(name):
+    check_selector(load_selector(name, **SELECTORS[name]))
+    check_selector(load_selector(name, holes=True), holes=True)
+
+
+@pytest.mark.parametrize("kind", ["reward", "shaper", "combiner", "advantage", "objective", "selector", "tool"])
 def test_every_component_says_what_it_is_in_a_sentence(kind):
     from trl_rewards.plugins import first_sentence
 

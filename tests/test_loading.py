@@ -171,10 +171,9 @@ def test_every_registered_option_that_takes_no_default_is_documented():
     from trl_rewards import load_plugins
 
     for entry in load_plugins().entries:
-        if entry.kind != "tool":
-            cls = entry.load()
-            required = [problem.split()[1] for problem in check_options(cls, {}) if "is required" in problem]
-            assert set(required) <= set(option_docs(cls)), f"{entry.name}: {required}"
+        cls = entry.load()
+        required = [problem.split()[1] for problem in check_options(cls, {}) if "is required" in problem]
+        assert set(required) <= set(option_docs(cls)), f"{entry.name}: {required}"
 
 
 # --- functions -------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import Recipe, load_plugins, load_reward
+from trl_rewards import Recipe, ToolCall, load_plugins, load_reward
 from trl_rewards.recipe import OWN_KEYS, TRAINERS
 from trl_rewards.scoring import ON_MISSING, Source
-from trl_rewards.testing import check_objective, check_reward, plugin_manager
+from trl_rewards.testing import check_objective, check_reward, check_tool, plugin_manager
+from trl_rewards.toolbox import Toolbox
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,6 +65,15 @@ def test_the_objective_is_an_objective():
     check_objective(scope["Weighted"](), strength=[1.0, 2.0, 0.5])
 
 
+def test_the_tool_is_a_tool():
+    scope: dict = {"__name__": "readme"}
+    exec(compile(blocks("python")[4], "README.md", "exec"), scope)
+    tool = scope["register_tools"]()["population"]()
+    check_tool(tool, "Oslo", "Bergen")
+    (found,) = Toolbox([tool]).run([("Atlantis", ToolCall("population"))])
+    assert found.text == "I do not know of a city 'Atlantis'."
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2])
 def test_the_scripts_train(block, policy_path, tmp_path, monkeypatch):
@@ -88,9 +98,11 @@ def test_the_scripts_train(block, policy_path, tmp_path, monkeypatch):
 def test_the_commands_work_as_written(tmp_path):
     (block,) = (block for block in blocks("bash") if block.startswith("trl-rewards validate"))
     commands = [line.partition("#")[0].strip() for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 9
     rows = [{"prompt": "What is 2 + 3?", "completion": "5", "answer": "5", "references": ["It is 5."]}] * 3
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair = {"prompt": "What is 2 + 3?", "chosen": "It is 5.", "rejected": "6", "references": ["It is 5."]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     scripts = Path(sys.executable).parent
     for command in commands:
         words = shlex.split(command)
@@ -100,6 +112,7 @@ def test_the_commands_work_as_written(tmp_path):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert len((tmp_path / "best.jsonl").read_text().splitlines()) == 20
+    assert len((tmp_path / "hard.jsonl").read_text().splitlines()) == 10
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1 + 3
     assert (tmp_path / "runs" / "quickstart" / "report.html").is_file()
 

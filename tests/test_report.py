@@ -482,3 +482,16 @@ def test_tame_logging_takes_out_the_progress_bar_and_leaves_integrations():
     live = tame_logging(trainer)
     assert [type(callback) for callback in handler.callbacks] == [Integration, LiveTable]
     assert handler.callbacks[-1] is live
+
+
+def test_how_scores_came_about_is_kept_and_shown(tmp_path):
+    told = [{"b": {"steps": [{"tool": "calculator", "observation": "<b>7</b>"}]}}, {}, {}, {}]
+    recorder = RunRecorder(trainer_of(batch()._replace(traces=told)))
+    recorder.on_log(args_for(tmp_path), at(1), None, logs=logs())
+    lines, _ = read_lines(tmp_path / "samples.jsonl")
+    assert [line["traces"] for line in lines] == told
+    shown = words(write(tmp_path, [(1, logs())], lines))
+    assert "how b came to its score" in shown
+    assert "tool: calculator" in shown
+    assert "&lt;b&gt;7&lt;/b&gt;" in shown
+    assert shown.count("<details>") == 2  # of one row, as the first and the last of the run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from trl_rewards import Failed, Pipeline, Reward, RewardError
+from trl_rewards import Failed, Pipeline, Reward, RewardError, Traced, load_reward
 from trl_rewards.components import Status
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import ScoreCache, Source, drop_rows, fill_holes, run_source
@@ -579,12 +579,39 @@ def test_a_reward_that_calls_exit_is_a_failure_like_any_other(options):
 def test_bleu_agrees_with_people_more_often_than_not_on_999_real_pairs(monkeypatch):
     """71.4 % with one reference and 74.6 % with five when measured; BLEUBERI's authors have 72 to 74 % on theirs."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    import human_agreement
+    import agreement
 
-    folder = Path(os.environ["TRL_REWARDS_TEST_DATA"]) / "pandalm_human"
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as recipe:
-        recipe.write(human_agreement.CONFIG)
-        recipe.flush()
-        found = human_agreement.agreement(folder, recipe.name, references=5)
-    share = float(found.partition("%")[0])
-    assert 71.5 <= share <= 77.5, found
+    five = {"references": "references_5", "extract_answer": False}
+    found = agreement.measure(
+        Path(os.environ["TRL_REWARDS_TEST_DATA"]), "pandalm", [{"use": "bleuberi", "with": five}]
+    )
+    (total,) = found["results"]
+    assert found["left_out"]["recorded ties"] == 105
+    assert 0.715 <= total["share"] <= 0.775
+    assert total["low"] < total["share"] < total["high"]
+
+
+class Explains(Reward):
+    traces = True
+
+    def score(self, samples):
+        words = {"hole": Failed("no", trace="so far"), "none": None}
+        return [words.get(text, Traced(len(text), {"text": text})) for text in samples.texts]
+
+
+def test_traces_follow_their_rows_through_repeats_calls_and_pickles(tmp_path):
+    texts = ["one", "three", "one", "hole", "none"]
+    samples = make_samples(texts, group_size=1)
+    for running in ({}, {"concurrency": 2}, {"cache": str(tmp_path / "scores.sqlite")}):
+        pipeline = Pipeline(
+            [Source("explains", Explains(), max_failures=1.0, **running), Source("b", Explains(), max_failures=1.0)]
+        )
+        batch = pipeline.score(samples)
+        assert batch.scores.values[:3].tolist() == [[3, 3], [5, 5], [3, 3]]
+        told = {"text": "one"}
+        assert [trace.get("explains") for trace in batch.traces] == [told, {"text": "three"}, told, "so far", None]
+    cached = Pipeline([Source("explains", Explains(), max_failures=1.0, cache=str(tmp_path / "scores.sqlite"))])
+    assert cached.score(samples).traces == [{}, {}, {}, {"explains": "so far"}, {}]
+    again = pickle.loads(pickle.dumps(Traced(0.5, {"a": 1})))
+    assert (again, again.trace) == (0.5, {"a": 1})
+    assert Pipeline([load_reward("length", soft_limit=1, hard_limit=2)]).score(make_samples(["a"])).traces is None

@@ -8,12 +8,13 @@ import random
 import pytest
 import torch
 
-from trl_rewards import Advantage, Combiner, Failed, Reward, Shaper
+from trl_rewards import Advantage, Combiner, Failed, Reward, Selector, Shaper
 from trl_rewards.maths import centered
 from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_reward,
+    check_selector,
     check_shaper,
     make_batch,
     make_samples,
@@ -485,3 +486,74 @@ def test_rewards_of_another_range_may_be_asked_for():
     check_advantage(UpToHalf(), high=0.5)
     with pytest.raises(ValueError, match="out of range"):
         check_advantage(UpToHalf())
+
+
+# --- selectors -------------------------------------------------------------------------------------------------------
+
+
+class Lowest(Selector):
+    """A good one."""
+
+    def select(self, scores, count, seed=0):
+        there = [row for row, score in enumerate(scores) if score is not None]
+        return sorted(there, key=lambda row: scores[row])[:count]
+
+
+class WithHoles(Selector):
+    def select(self, scores, count, seed=0):
+        return list(range(len(scores)))[:count]
+
+
+class Twice(Lowest):
+    def select(self, scores, count, seed=0):
+        return super().select(scores, 1) * min(count, 2)
+
+
+class TooMany(Lowest):
+    def select(self, scores, count, seed=0):
+        return super().select(scores, count + 1)
+
+
+class Drifting(Lowest):
+    def select(self, scores, count, seed=0):
+        random.shuffle(there := super().select(scores, count))
+        return there
+
+
+class Draws(Lowest):
+    def select(self, scores, count, seed=0):
+        random.random()
+        return super().select(scores, count)
+
+
+class Sorts(Lowest):
+    def select(self, scores, count, seed=0):
+        chosen = super().select(scores, count)
+        scores.reverse()
+        return chosen
+
+
+def test_a_good_selector_passes():
+    check_selector(Lowest())
+    check_selector(WithHoles(), holes=True)
+
+
+@pytest.mark.parametrize(
+    ("selector", "complaint"),
+    [
+        (WithHoles(), "a row without a score"),
+        (Twice(), "a row twice"),
+        (TooMany(), "too many"),
+        (Drifting(), "other rows the second time"),
+        (Draws(), "it draws from global random numbers"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_bad_selector_is_caught(selector, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_selector(selector)
+
+
+def test_a_selector_that_changes_the_scores_is_caught():
+    with pytest.raises(AssertionError):
+        check_selector(Sorts())

@@ -15,17 +15,28 @@ from trl_rewards.components import (
     RewardBatch,
     Score,
     Scores,
+    Selector,
     Shaper,
     TokenReward,
     TokenShaper,
+    Tool,
+    ToolCall,
     TrainableReward,
 )
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
-from trl_rewards.samples import Failed, Samples
+from trl_rewards.samples import Failed, Samples, Traced
 
 if TYPE_CHECKING:
-    from trl_rewards.loading import load_advantage, load_combiner, load_objective, load_reward, load_shaper
+    from trl_rewards.loading import (
+        load_advantage,
+        load_combiner,
+        load_objective,
+        load_reward,
+        load_selector,
+        load_shaper,
+        load_tool,
+    )
     from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
@@ -46,6 +57,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_shaper": "loading",
     "load_advantage": "loading",
     "load_objective": "loading",
+    "load_selector": "loading",
+    "load_tool": "loading",
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
@@ -83,9 +96,14 @@ __all__ = [
     "Samples",
     "Score",
     "Scores",
+    "Selector",
     "Shaper",
     "TokenReward",
     "TokenShaper",
+    "Tool",
+    "ToolCall",
+    "ToolError",
+    "Traced",
     "TrainableReward",
     "World",
     "hookimpl",
@@ -94,7 +112,9 @@ __all__ = [
     "load_objective",
     "load_plugins",
     "load_reward",
+    "load_selector",
     "load_shaper",
+    "load_tool",
 ]
 
 

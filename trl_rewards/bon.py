@@ -25,6 +25,7 @@ from trl_rewards.models.sampling import (
     sample_candidates,
     template_columns,
 )
+from trl_rewards.offline import split_of
 from trl_rewards.pairs import (
     Candidate,
     Counts,
@@ -45,8 +46,8 @@ from trl_rewards.samples import Samples, as_completion
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOf:
-    """What is sampled, and what is written of it."""
+class Drawing:
+    """What is sampled and scored."""
 
     prompts: str
     """Dataset: file, folder, `bundled:` or Hub name."""
@@ -54,8 +55,18 @@ class BestOf:
     limit: int | None = None
     """Prompts at most; None: all."""
     n: int = 8
+    """Completions per prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    score_prompts: int = 128
+    """Prompts whose candidates the rewards are given at a time."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf(Drawing):
+    """What is written of the candidates."""
+
     format: Literal["bon", "pairs", "sft", "kto"] = "bon"
     selection: Selection = field(default_factory=Selection)
     """Of `pairs`."""
@@ -63,9 +74,6 @@ class BestOf:
     """Of `sft`: the lowest total that is kept."""
     threshold: float | None = None
     """Of `kto`: the lowest total with label True; None: the best and the worst."""
-    score_prompts: int = 128
-    """Prompts whose candidates the rewards are given at a time."""
-    backend: Literal["transformers", "vllm"] = "transformers"
 
 
 def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: Loading, out: Path) -> str:
@@ -78,44 +86,44 @@ def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: L
     path = loading.path or recipe.trl.get("model_name_or_path") or ""
     problems = [] if recipe.trains_policy else [f"trainer {recipe.trainer!r} has no rewards to score with"]
     problems += [] if path else ["--model: a policy is needed, here or as model_name_or_path in the recipe"]
-    problems += [f"--out: {out} exists; delete it, or give another name"] if out.exists() else []
-    if out.suffix not in (".jsonl", ".parquet"):
-        problems.append(f"--out: must end in .jsonl or .parquet, got {out.name!r}")
+    problems += refused_names(out, out)
     if options.n < 1 or (options.n < 2 and options.format == "pairs"):
         problems.append(f"--n: at least 1, and 2 for pairs; got {options.n}")
     if problems:
         raise RecipeError(problems, config)
-    dataset = _read_prompts(recipe, options)
+    found = split_of(load_splits(options.prompts), options.split, options.prompts, config)
+    dataset = map_columns(found, recipe.dataset, config)
+    dataset = dataset.select(range(min(options.limit or len(dataset), len(dataset))))
     pipeline = Pipeline.from_recipe(recipe)
     if problems := pipeline.missing_columns(dataset.column_names):
         raise RecipeError(problems, config)
 
     work = out.with_name(out.name + ".unfinished")
-    loading = with_base(
-        replace(loading, path=model_path(path, recipe.base_dir)), lambda base: model_path(base, recipe.base_dir)
-    )
-    drawn = _sample(dataset, options, loading, work / "candidates.jsonl")
-    groups = _score(dataset, drawn, pipeline, recipe, options, work / "scores.jsonl")
+    drawn = draw_candidates(dataset, options, complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
+    groups = score_candidates(dataset, drawn, pipeline, recipe, options, work / "scores.jsonl")
     rows, said = _rows(groups, options)
     if not rows:
         raise RecipeError([f"no rows to write: {said}"], config)
-    _save(rows, out)
+    save_rows(rows, out)
     shutil.rmtree(work)
     return f"{said}\n{len(rows)} rows -> {out}\nsignature {recipe.signature}"
 
 
-def _read_prompts(recipe: Recipe, options: BestOf) -> Any:
-    splits = load_splits(options.prompts)
-    if options.split not in splits:
-        there = ", ".join(splits)
-        raise RecipeError(
-            [f"--split: no split {options.split!r} in {options.prompts} (there is {there})"], recipe.source
-        )
-    dataset = map_columns(splits[options.split], recipe.dataset, recipe.source)
-    return dataset.select(range(min(options.limit or len(dataset), len(dataset))))
+def refused_names(out: Path, *written: Path) -> list[str]:
+    """Problems with the name of a file of rows, and with files that are there already."""
+    problems = [f"--out: {file} exists; delete it, or give another name" for file in written if file.exists()]
+    if out.suffix not in (".jsonl", ".parquet"):
+        problems.append(f"--out: must end in .jsonl or .parquet, got {out.name!r}")
+    return problems
 
 
-def _sample(dataset: Any, options: BestOf, loading: Loading, work: Path) -> list[list[Sampled]]:
+def complete(loading: Loading, path: str, base_dir: str) -> Loading:
+    """Names resolved; a folder with nothing but an adapter is its base model with the adapter on."""
+    loading = replace(loading, path=model_path(path, base_dir))
+    return with_base(loading, lambda base: model_path(base, base_dir))
+
+
+def draw_candidates(dataset: Any, options: Drawing, loading: Loading, work: Path) -> list[list[Sampled]]:
     """n candidates per prompt; the policy is gone from memory before the rewards are loaded."""
     drawn = sample_candidates(
         load_sampler(loading, options.backend),
@@ -133,15 +141,26 @@ def _sample(dataset: Any, options: BestOf, loading: Loading, work: Path) -> list
     return drawn
 
 
-def _score(
-    dataset: Any, drawn: list[list[Sampled]], pipeline: Pipeline, recipe: Recipe, options: BestOf, work: Path
+def score_candidates(
+    dataset: Any,
+    drawn: Sequence[Sequence[Sampled]],
+    pipeline: Pipeline,
+    recipe: Recipe,
+    options: Drawing,
+    work: Path,
+    counted: bool = True,
 ) -> list[Group]:
-    """Every prompt with its scored candidates. Each chunk that is scored is a line of `work`."""
+    """Every prompt with its scored candidates, n each. Each chunk that is scored is a line of `work`.
+
+    `counted`: whether the candidates have their token ids.
+    """
     from rich.progress import track
 
     held = [recipe.signature, [source.signature for source in pipeline.sources], options.score_prompts, drawn]
-    header = hashlib.blake2b(repr(held).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    keeper = WorkFile(work, header, "scores of another recipe or of other candidates")
+    digest = hashlib.blake2b(repr(held).encode("utf-8", "surrogatepass"), digest_size=8)
+    for row in dataset:
+        digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    keeper = WorkFile(work, digest.hexdigest(), "scores of another recipe, of other candidates or of other data")
     device = default_device()
     size = options.score_prompts
     chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
@@ -161,7 +180,7 @@ def _score(
                     for row, index in zip(rows, chunk, strict=True)
                     for each in drawn[index]
                 ],
-                completion_ids=[each.ids for row in chunk for each in drawn[row]],
+                completion_ids=[each.ids for row in chunk for each in drawn[row]] if counted else [],
                 columns={name: [row[name] for row in rows for _ in range(options.n)] for name in names},
             )
             columns = [{name: row[name] for name in kept} for row in rows]
@@ -204,7 +223,8 @@ def _rows(groups: Sequence[Group], options: BestOf) -> tuple[list[dict[str, Any]
     return [row for row in made if row], said
 
 
-def _save(rows: Iterable[dict[str, Any]], out: Path) -> None:
+def save_rows(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    """Write JSONL or Parquet, by the name."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         from datasets import Dataset

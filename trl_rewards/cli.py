@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Reward sources, shaping, aggregation and advantages for TRL trainers, as plugins you compose in YAML.",
 )
+_REWARD = "a reward's name, or {use: …, with: {…}} as in a recipe; may be repeated"
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -76,7 +77,9 @@ def plugins() -> None:
 
 @app.command(name="list")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="reward, combiner, shaper, advantage or tool")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="reward, combiner, shaper, advantage, objective, selector or tool")
+    ] = None,
 ) -> None:
     """Every component: kind, name, plugin, and what it is in a sentence."""
     from trl_rewards.plugins import first_sentence, kinds, load_plugins
@@ -115,13 +118,16 @@ def score(
     split: str = "train",
     completion: Annotated[str, typer.Option(help="column that holds the completion")] = "completion",
     batch_size: int = 64,
+    trace: Annotated[
+        Path | None, typer.Option(help="JSONL file for texts and how their scores came about, such as tool calls")
+    ] = None,
 ) -> None:
     """Score completions offline with a recipe's rewards: one JSON line per row, with every source and the total."""
     from trl_rewards.offline import score_file
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    print(score_file(config, context.args, data, out, split, completion, batch_size))
+    print(score_file(config, context.args, data, out, split, completion, batch_size, trace))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -206,10 +212,139 @@ def bon(
     print(best_of_n(config, context.args, options, loading, out))
 
 
+@app.command(context_settings=_OVERRIDES)
+def select(
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset with prompts")],
+    count: Annotated[int, typer.Option(help="rows to choose")],
+    out: Annotated[Path, typer.Option(help=".jsonl or .parquet file to write; a card and a plot go beside it")],
+    reward: Annotated[list[str] | None, typer.Option(help=_REWARD)] = None,
+    config: Annotated[str, typer.Option(help="recipe whose rewards, and `dataset:`, to use instead")] = "",
+    selector: Annotated[str, typer.Option(help="hard, easy, medium, random, or {use: …, with: {…}}")] = "hard",
+    model: Annotated[str, typer.Option(help="who answers: folder, bundled: or Hub name; default: the recipe's")] = "",
+    completions: Annotated[str, typer.Option(help="column with answers, instead of a model")] = "",
+    references: Annotated[
+        list[str] | None, typer.Option(help="column that goes into `references`, may be repeated; messages: the reply")
+    ] = None,
+    split: str = "train",
+    copy: Annotated[list[str] | None, typer.Option(help="another split to write beside, whole")] = None,
+    limit: Annotated[int | None, typer.Option(help="rows to score at most")] = None,
+    n: Annotated[int, typer.Option(help="answers per prompt; a row's score is their mean")] = 1,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: Annotated[int, typer.Option(help="0: every token")] = 0,
+    max_new_tokens: int = 512,
+    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    seed: int = 42,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    trust_remote_code: bool = False,
+    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+) -> None:
+    """Choose training rows by a model's score on them, such as the hardest half.
+
+    Goes on where it stopped when the same command is given again. What it writes is a recipe's dataset_name.
+    """
+    from trl_rewards.models.pretrained import Loading
+    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.pairs import Sampling
+    from trl_rewards.recipe import spec_of_word
+    from trl_rewards.selection import Selecting, select_rows
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    words = {"backend": backend, "dtype": dtype}
+    found: Any = {name: _one_of(name, word) for name, word in words.items()}
+    try:
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+        )
+    except ValueError as error:
+        raise RecipeError([str(error)], "trl-rewards select") from error
+    options = Selecting(
+        prompts=data,
+        split=split,
+        limit=limit,
+        n=n,
+        sampling=sampling,
+        seed=seed,
+        backend=found["backend"],
+        selector=spec_of_word(selector, "--selector"),
+        count=count,
+        references=tuple(references or ()),
+        completions=completions,
+        copy=tuple(copy or ()),
+    )
+    loading = Loading(
+        path=model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        quantization="4bit" if load_in_4bit else None,
+        trust_remote_code=trust_remote_code,
+    )
+    print(select_rows(scoring_recipe(config, reward or (), context.args), options, loading, out))
+
+
+@app.command(context_settings=_OVERRIDES)
+def agree(
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset with preference pairs")],
+    reward: Annotated[list[str] | None, typer.Option(help=_REWARD)] = None,
+    config: Annotated[str, typer.Option(help="recipe whose whole pipeline to use instead")] = "",
+    split: str = "train",
+    answers: Annotated[tuple[str, str], typer.Option(help="columns of the two answers")] = ("chosen", "rejected"),
+    label: Annotated[str, typer.Option(help="column that says which is preferred; none: always the first")] = "",
+    label_values: Annotated[
+        tuple[str, str, str], typer.Option(help="what the label says for the first answer, the second, a tie")
+    ] = ("model_a", "model_b", "tie"),
+    ties: Annotated[
+        str, typer.Option(help="half: recorded ties are left out, the reward's count half; strict")
+    ] = "half",
+    by: Annotated[str, typer.Option(help="column of categories, for a row each")] = "",
+    out: Annotated[Path | None, typer.Option(help="JSONL file that keeps the scores, to go on from")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    batch_size: Annotated[int, typer.Option(help="pairs that the rewards are given at a time")] = 64,
+    seed: Annotated[int, typer.Option(help="of the order of the two answers, and of the bootstrap")] = 0,
+) -> None:
+    """How often a reward, or a recipe's pipeline, agrees with recorded preferences between two answers.
+
+    Columns that rewards read are mapped by --dataset.columns.references NAME. Missing scores are counted apart.
+    """
+    import json
+
+    from trl_rewards.agree import Recorded, report
+    from trl_rewards.agree import agree as compare
+    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    found: Any = _one_of("ties", ties)
+    recorded = Recorded(
+        data=data,
+        split=split,
+        answers=answers,
+        label=label,
+        values=label_values,
+        ties=found,
+        by=by,
+        seed=seed,
+    )
+    result = compare(scoring_recipe(config, reward or (), context.args), recorded, out, batch_size)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else report(result))
+
+
 _WORDS = {
     "format": ("bon", "pairs", "sft", "kto"),
     "select": ("best_worst", "best_random", "all"),
     "backend": ("transformers", "vllm"),
+    "ties": ("half", "strict"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -222,11 +357,29 @@ def _one_of(option: str, word: str) -> str:
 
 
 @app.command()
-def new(name: str, folder: Annotated[Path | None, typer.Option(help="where to write it")] = None) -> None:
-    """Write a third-party plugin: one module with a reward, pyproject, test, README. Its test passes as it is."""
+def index(
+    corpora: Annotated[list[str], typer.Argument(help="JSONL files, also .gz: title and text per line")],
+    out: Annotated[str, typer.Option(help="SQLite file to write")],
+    title: Annotated[str, typer.Option(help="key of the title; lines may lack it")] = "title",
+    text: Annotated[str, typer.Option(help="key of the text")] = "text",
+    words: Annotated[int, typer.Option(help="cut texts into passages of so many words; 0: leave them whole")] = 0,
+) -> None:
+    """Make passages of text searchable, for tools such as `wiki_search`: full text, ranked by BM25."""
+    from trl_rewards.passages import build_index
+
+    print(f"{out}: {build_index(corpora, out, title, text, words)} passages")
+
+
+@app.command()
+def new(
+    name: str,
+    folder: Annotated[Path | None, typer.Option(help="where to write it")] = None,
+    kind: Annotated[str, typer.Option(help="reward, selector or tool")] = "reward",
+) -> None:
+    """Write a third-party plugin: one module with a component, pyproject, test, README. Its test passes."""
     from trl_rewards.scaffold import write_plugin
 
-    target = write_plugin(name, folder or Path(name))
+    target = write_plugin(name, folder or Path(name), kind)
     component = name.replace("-", "_")
     print(f"wrote {target}\n\n  cd {target}\n  pip install -e . && pytest\n  trl-rewards show {component}")
 

@@ -43,6 +43,10 @@ class Context:
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
+    def path(self, path: str) -> str:
+        """A path that an option holds: absolute, relative to the recipe's folder, or to the working directory."""
+        return resolve_path(path, self.base_dir)
+
 
 @dataclass_transform(kw_only_default=True)
 class Component:
@@ -88,6 +92,8 @@ class Reward(Component):
     """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
     deterministic: ClassVar[bool] = True
     """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+    traces: ClassVar[bool] = False
+    """Its scores may be `Traced`, and say how they came about. A cache keeps the numbers alone."""
 
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
@@ -211,6 +217,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    traces: list[dict[str, Any]] | None = None
+    """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 
 
 class Combiner(Component):
@@ -311,6 +319,11 @@ class Preferences(NamedTuple):
     batch. All of them must call it alike. Batches whose gradients are accumulated stay apart."""
     again: Callable[[], Preferences] | None = None
     """Runs the model on the same rows once more, such as with another dropout (`disable_dropout: false`)."""
+    token_hidden: Tensor | None = None
+    """(2B, T, H) what the score head would see at every token; for objectives that need it."""
+    labels: Tensor | None = None
+    """(2B, T) int64, what `Objective.tokenize` says of each token in `chosen_labels` and `rejected_labels`; -100 at
+    the padding. None where it says nothing."""
 
 
 class Objective(Component):
@@ -322,7 +335,7 @@ class Objective(Component):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of {"hidden", "prompt_hidden"}: fields of Preferences that are only there on demand."""
+    """Of {"hidden", "prompt_hidden", "token_hidden"}: fields of Preferences that are only there on demand."""
     own_loss: ClassVar[bool] = False
     """It does not use `Preferences.loss`: `center_rewards_coefficient` and a column `margin` are refused with it."""
 
@@ -348,13 +361,68 @@ class Objective(Component):
         return []
 
     def tokenize(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
-        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. Rows longer than TRL's
-        `max_length` are then dropped."""
+        """`{"chosen_ids": …, "rejected_ids": …}` of a dataset row; None: as TRL does it. `chosen_labels` and
+        `rejected_labels`, a number for each token, may be with them. Rows longer than TRL's `max_length` are then
+        dropped."""
         return None
 
     def loss(self, batch: Preferences) -> Tensor:
         """() what is minimised; a mean over the pairs of the batch."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
+
+
+class Selector(Component):
+    """Chooses rows of a dataset by their scores, such as those that a model does worst on."""
+
+    def select(self, scores: Sequence[float | None], count: int, seed: int = 0) -> list[int]:
+        """Indices of at most `count` of the N rows, each once, in the order in which they are to be written.
+
+        None is a row without a score. It is not chosen, unless an option of the selector asks for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define select(self, scores, count, seed)")
+
+
+class ToolCall(NamedTuple):
+    """What a tool may look at beside its input."""
+
+    name: str
+    """What the model called it, such as "Calendar.week_day"."""
+    text: str = ""
+    """All that the model has read and written so far, question and answer included."""
+    question: str = ""
+    answer: str = ""
+    row: Mapping[str, Any] = {}
+    """The dataset's columns of this row, those of the tool's `reads`."""
+
+
+class Tool(Component):
+    """Something that a model may ask while it writes: text goes in, text comes out.
+
+    `trl_rewards.toolbox.Toolbox` runs tools, each call on a thread of its own and many at the same time.
+    """
+
+    description: ClassVar[str] = ""
+    """What a model is told of it: what it is for, and what its input looks like."""
+    answers_to: ClassVar[tuple[str, ...]] = ()
+    """Names that mean it in a model's text, beside the one it is registered by."""
+
+    timeout: float = 10.0
+    """Seconds that a call may take; after that the model reads that there is no result."""
+
+    def __post_init__(self):
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+
+    def answers(self, name: str) -> bool:
+        """Whether a model that writes this name means this tool. Override it where a list of names will not do."""
+        return name == self.display_name or name in self.answers_to
+
+    def call(self, input: str, call: ToolCall) -> str:
+        """What the model reads as the result. Raise ToolError for a failure in words that the model should read.
+
+        It reads one and the same sentence for any other exception.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define call(self, input, call)")
 
 
 KINDS: dict[str, type[Component]] = {
@@ -363,6 +431,8 @@ KINDS: dict[str, type[Component]] = {
     "shaper": Shaper,
     "advantage": Advantage,
     "objective": Objective,
+    "selector": Selector,
+    "tool": Tool,
 }
 
 

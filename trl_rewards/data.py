@@ -71,18 +71,23 @@ def load_splits(name: str, base_dir: str = ".", config: str | None = None, strea
 
 
 def _read_files(files: dict[str, Path], streaming: bool) -> Any:
-    """{split: file}, all of one format."""
+    """{split: file}, each with columns of its own."""
+    import datasets
+
+    splits: Any = {split: _read_file(file, streaming) for split, file in files.items()}
+    return datasets.IterableDatasetDict(splits) if streaming else datasets.DatasetDict(splits)
+
+
+def _read_file(file: Path, streaming: bool) -> Any:
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    builder = _builder(next(iter(files.values())))
-    names = {split: str(file) for split, file in files.items()}
+    builder = _builder(file)
     try:
-        return datasets.load_dataset(builder, data_files=names, streaming=streaming)
+        return datasets.load_dataset(builder, data_files=str(file), split="train", streaming=streaming)
     except (ValueError, DatasetGenerationError) as error:
         why = error.__cause__ or error
-        problem = f"dataset_name: {', '.join(names.values())} has no rows or cannot be read: {why}"
-        raise RecipeError([problem]) from error
+        raise RecipeError([f"dataset_name: {file} has no rows or cannot be read: {why}"]) from error
 
 
 def _builder(path: Path) -> str:

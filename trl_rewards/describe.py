@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from trl_rewards.components import KINDS, Advantage, Component, Reward
+from trl_rewards.components import KINDS, Advantage, Component, Reward, Tool
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, option_types, options_of, type_name
 from trl_rewards.plugins import component_class, docstring, kinds, load_plugins
@@ -23,12 +23,12 @@ def describe(name: str, kind: str | None = None) -> str:
     if kind is not None and kind not in KINDS:
         raise PluginError(f"unknown kind {kind!r}; it is one of {', '.join(KINDS)}")
     kind = kind or _kind_of(name)
-    if kind not in KINDS:
-        return f"{name} (a {kind})\n\n{inspect.getdoc(load_plugins().find(kind, name).load()) or 'no documentation'}"
     cls: Any = component_class(kind, name)
     if not isinstance(cls, type):
         return f"{name} (a TRL reward function)\n\n{inspect.getdoc(cls) or 'no documentation'}"
     lines = [f"{name} · {kind}{_traits(cls)}", "", docstring(cls) or "no documentation", ""]
+    if issubclass(cls, Tool):
+        lines += [f"A model is told: {cls.description}", ""]
     lines += ["Options" if options_of(cls) else "No options."]
     types, docs = option_types(cls), option_docs(cls)
     for option in _most_telling_first(cls):
@@ -43,7 +43,8 @@ def describe(name: str, kind: str | None = None) -> str:
         lines += ["", f"Paper: {paper}"]
     if recipes := recipes_of(name, kind):
         lines += ["", f"Recipes: {', '.join(recipes)}"]
-    return "\n".join([*lines, "", "In a recipe", "", example(name, kind, cls)])
+    place = "On the command line" if kind == "selector" else "In a recipe"
+    return "\n".join([*lines, "", place, "", example(name, kind, cls)])
 
 
 def _most_telling_first(cls: type[Component]) -> list[dataclasses.Field]:
@@ -77,6 +78,8 @@ def _traits(cls: type[Component]) -> str:
         traits += [] if cls.deterministic else ["not deterministic"]
     if issubclass(cls, Advantage):
         traits += [f"{cls.level} level"] + [f"needs {', '.join(sorted(cls.needs))}"] * bool(cls.needs)
+    if issubclass(cls, Tool):
+        traits += [f"answers to {', '.join(cls.answers_to)}"] * bool(cls.answers_to)
     return f" · {', '.join(traits)}" if traits else ""
 
 
@@ -121,12 +124,13 @@ def _used(file: Any) -> dict[str, set[str]]:
         "combiner": names([raw.get("combine", "weighted_sum")] if sources else []),
         "advantage": names([raw.get("advantage")]),
         "objective": names([raw.get("objective")]),
-        "tool": set(),
+        "selector": set(),
+        "tool": names([tool for source in sources for tool in (source.get("with") or {}).get("tools") or []]),
     }
 
 
 def example(name: str, kind: str, cls: type[Component]) -> str:
-    """The YAML that uses a component with its required options, and the first optional ones."""
+    """The YAML, or command, that uses a component with its required options."""
     required = {o.name: f"<{o.name}>" for o in options_of(cls) if _default(o) is None}
     use = (
         f"{{use: {name}"
@@ -139,4 +143,6 @@ def example(name: str, kind: str, cls: type[Component]) -> str:
         "combiner": f"  combine: {use}",
         "advantage": f"  advantage: {use}",
         "objective": f"  trainer: reward\n  objective: {use}",
+        "selector": f"  trl-rewards select --selector {repr(use) if required else name} --count <count> …",
+        "tool": f"  rewards:\n    - use: <a reward that uses tools>\n      with: {{tools: [{use}]}}",
     }.get(kind, f"  {use}")

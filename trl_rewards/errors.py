@@ -21,6 +21,13 @@ class PluginError(LookupError):
     """A component that cannot be found, is claimed twice, or whose plugin is broken."""
 
 
+class ToolError(RuntimeError):
+    """What a tool says where it has no result: words for the model that asked, which reads them as it would a result.
+
+    The reason for people is what it is raised from.
+    """
+
+
 class RewardError(RuntimeError):
     """A reward that broke its contract, or failed too often, while training or scoring."""
 

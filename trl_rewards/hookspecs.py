@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Shaper
+    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Selector, Shaper, Tool
     from trl_rewards.recipe import Recipe
 
 PROJECT = "trl_rewards"  # plugin manager, marker and entry-point group share this name
@@ -52,8 +52,14 @@ def register_objectives() -> Mapping[str, type[Objective] | str]:
 
 
 @hookspec
-def register_tools() -> Mapping[str, Any]:
-    """Tools for tool-using judges: `{name: "module:function"}`."""
+def register_selectors() -> Mapping[str, type[Selector] | str]:
+    """Selectors of training rows, by the name that `trl-rewards select --selector` uses."""
+    return {}
+
+
+@hookspec
+def register_tools() -> Mapping[str, type[Tool] | str]:
+    """Tools that a reward's model may call while it writes, by the name that recipes use under its `tools:`."""
     return {}
 
 

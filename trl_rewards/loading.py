@@ -21,8 +21,10 @@ from trl_rewards.components import (
     Objective,
     Reward,
     Score,
+    Selector,
     Shaper,
     TokenReward,
+    Tool,
 )
 from trl_rewards.errors import PluginError, RecipeError, did_you_mean
 from trl_rewards.plugins import component_class, load_target
@@ -73,6 +75,16 @@ def load_advantage(use: str, /, **options: Any) -> Advantage:
 def load_objective(use: str, /, **options: Any) -> Objective:
     """An objective of reward-model training by name. Raises as `load_reward` does."""
     return _load("objective", use, options)
+
+
+def load_selector(use: str, /, **options: Any) -> Selector:
+    """A selector of training rows by name. Raises as `load_reward` does."""
+    return _load("selector", use, options)
+
+
+def load_tool(use: str, /, **options: Any) -> Tool:
+    """A tool by name, to be put into a `trl_rewards.toolbox.Toolbox`. Raises as `load_reward` does."""
+    return _load("tool", use, options)
 
 
 def _load(kind: str, use: str, options: dict[str, Any]) -> Any:

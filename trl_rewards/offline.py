@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -13,31 +14,69 @@ from trl_rewards.components import Context, RewardBatch
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.pipeline import Pipeline
-from trl_rewards.recipe import Recipe
+from trl_rewards.recipe import Recipe, word_value
 from trl_rewards.samples import Samples, as_completion
 
 _STATUS = ("ok", "abstained", "failed", "timeout")
 
 
+def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]) -> Recipe:
+    """The recipe of `--config`, or one of the `--reward` entries alone, each as a recipe has it under `rewards:`.
+
+    RecipeError if there is neither or both, or if the recipe has no rewards.
+    """
+    if bool(config) == bool(rewards):
+        raise RecipeError(["give --config RECIPE, or --reward once or more"], "rewards")
+    if rewards:
+        entries = [word_value(entry) for entry in rewards]
+        return Recipe.parse({"rewards": entries}, overrides, "--reward", check_trl=False)
+    recipe = Recipe.load(config, overrides, check_trl=False)
+    if not recipe.trains_policy:
+        raise RecipeError([f"trainer {recipe.trainer!r} has no rewards to score with"], config)
+    return recipe
+
+
 def score_file(
-    config: str, overrides: Sequence[str], data: str, out: Path, split: str, completion: str, batch_size: int
+    config: str,
+    overrides: Sequence[str],
+    data: str,
+    out: Path,
+    split: str,
+    completion: str,
+    batch_size: int,
+    trace: Path | None = None,
 ) -> str:
     """Score every row of a dataset and write JSON lines; rows that `out` holds already are kept. Returns a summary.
+
+    `trace`: file that gets a line per completion that is scored, with the texts and what the rewards say of how their
+    scores came about.
 
     A row whose completion column is a list holds the completions of one group: it gives one line per completion.
     What looks beyond a group sees batches of `batch_size` rows; running statistics begin anew when a file is resumed.
     """
     recipe = Recipe.load(config, overrides, check_trl=False)
-    splits = load_splits(data)
-    if split not in splits:
-        raise RecipeError([f"--split: no split {split!r} in {data} (there is {', '.join(splits)})"], config)
-    dataset = map_columns(splits[split], recipe.dataset, config)
+    dataset = map_columns(split_of(load_splits(data), split, data, config), recipe.dataset, config)
     names = dataset.column_names
     if completion not in names:
         raise RecipeError([f"--completion: no column {completion!r} in {data} (it has {', '.join(names)})"], config)
+    score_dataset(recipe, dataset, out, completion, batch_size, trace)
+    return summary(out)
+
+
+def split_of(splits: Any, split: str, data: str, source: str) -> Any:
+    """A split of the dataset called `data`; RecipeError if there is none of that name."""
+    if split not in splits:
+        raise RecipeError([f"--split: no split {split!r} in {data} (there is {', '.join(splits)})"], source)
+    return splits[split]
+
+
+def score_dataset(
+    recipe: Recipe, dataset: Any, out: Path, completion: str, batch_size: int, trace: Path | None = None
+) -> None:
+    """What `score_file` does, of a dataset whose columns are mapped. RecipeError if rewards lack columns."""
     pipeline = Pipeline.from_recipe(recipe)
-    if problems := pipeline.missing_columns([name for name in names if name != completion]):
-        raise RecipeError(problems, config)
+    if problems := pipeline.missing_columns([name for name in dataset.column_names if name != completion]):
+        raise RecipeError(problems, recipe.source)
     from rich.progress import track
 
     from trl_rewards.models.pretrained import default_device
@@ -47,7 +86,7 @@ def score_file(
     pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base))
     if base is not None:
         base.load()
-    tokenizer = _tokenizer(recipe)
+    tokenizer = policy_tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if _is_group(final) else 0]  # the row and completion that end the file
@@ -57,19 +96,23 @@ def score_file(
     held = {"signature": recipe.signature, "sources": sources, "data": _digest(dataset, completion), "last": last}
     header = json.dumps(held) + "\n"
     done = _rows_done(out, header, batch_size, len(dataset))
+    if trace:
+        _keep_traces(trace, done)
     try:
-        with out.open("a", encoding="utf-8") as stream:
+        with out.open("a", encoding="utf-8") as stream, contextlib.ExitStack() as stack:
+            traces = stack.enter_context(trace.open("a", encoding="utf-8")) if trace else None
             if not done and stream.tell() == 0:
                 stream.write(header)
             batches = list(_batches(len(dataset), done, batch_size))
             for start, end in track(batches, description="scoring", disable=not batches, transient=True):
                 rows = [dataset[index] for index in range(start, end)]
-                for line in _score_rows(pipeline, rows, start, completion, tokenizer, device):
+                for line, told in _score_rows(pipeline, rows, start, completion, tokenizer, device):
                     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if traces:
+                        traces.write(json.dumps(line | told, ensure_ascii=False, default=str) + "\n")
                 stream.flush()
     finally:
         pipeline.close()
-    return summary(out)
 
 
 def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
@@ -79,10 +122,11 @@ def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _score_rows(
     pipeline: Pipeline, rows: list[dict[str, Any]], start: int, completion: str, tokenizer: Any, device: Any
-) -> Iterator[dict[str, Any]]:
-    """One line per completion. Rows of different group sizes are scored size by size, in their order."""
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A line per completion, and what a trace has beside it. Rows of different group sizes are scored size by size, in
+    their order."""
     groups = [row[completion] if _is_group(row[completion]) else [row[completion]] for row in rows]
-    lines: dict[int, list[dict[str, Any]]] = {}
+    lines: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for size in sorted({len(group) for group in groups} - {0}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
         repeated = [rows[index] for index in members for _ in range(size)]
@@ -90,16 +134,33 @@ def _score_rows(
         samples = Samples(
             prompts=[row["prompt"] for row in repeated],
             completions=completions,
-            completion_ids=_token_ids(tokenizer, completions),
+            completion_ids=token_ids(tokenizer, completions),
             columns={name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", completion)},
         )
         batch = pipeline.score(samples, group_size=size, device=device)
-        scored = _lines(pipeline, batch)
+        scored, traces = _lines(pipeline, batch), batch.traces or [{}] * len(samples)
+        told = [
+            {"prompt": prompt, "text": text, "traces": found}
+            for prompt, text, found in zip(samples.prompt_texts, samples.texts, traces, strict=True)
+        ]
         for position, index in enumerate(members):
-            found = scored[position * size : (position + 1) * size]
-            lines[index] = [{"row": start + index, "completion": rank} | line for rank, line in enumerate(found)]
+            lines[index] = [
+                ({"row": start + index, "completion": rank} | scored[place], told[place])
+                for rank, place in enumerate(range(position * size, (position + 1) * size))
+            ]
     for index in range(len(rows)):
         yield from lines.get(index, [])
+
+
+def _keep_traces(trace: Path, done: int) -> None:
+    """Leave the lines of the rows that are scored already in a file of traces, which is made where there is none."""
+    kept = []
+    if done and trace.exists():
+        for line in trace.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["row"] < done:
+                kept.append(line)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.write_text("".join(kept), encoding="utf-8")
 
 
 def _is_group(value: Any) -> bool:
@@ -210,7 +271,7 @@ def _shared_base(recipe: Recipe, device: Any) -> Any:
     return SharedBase(loading)
 
 
-def _tokenizer(recipe: Recipe) -> Any:
+def policy_tokenizer(recipe: Recipe) -> Any:
     """The policy's tokenizer, so that lengths are in its tokens; None if there is no policy."""
     name = recipe.trl.get("model_name_or_path")
     if not name:
@@ -223,7 +284,8 @@ def _tokenizer(recipe: Recipe) -> Any:
         return None
 
 
-def _token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
+def token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
+    """Token ids of each completion's text; empty without a tokenizer."""
     if tokenizer is None:
         return []
     from trl_rewards.samples import completion_text

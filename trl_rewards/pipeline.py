@@ -210,7 +210,14 @@ class Pipeline:
         process = None
         if tokens:
             process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
-        return RewardBatch(rewards.float(), raw, everyone, shaped=shaped, process_rewards=process)
+        return RewardBatch(
+            rewards.float(),
+            raw,
+            everyone,
+            shaped=shaped,
+            process_rewards=process,
+            traces=self._traces(local.traces, len(samples), world),
+        )
 
     def advantages(self, batch: RewardBatch) -> torch.Tensor | None:
         """(N,) or (N, T) from the recipe's advantage, NaN-free; None if the recipe leaves advantages to TRL."""
@@ -267,6 +274,16 @@ class Pipeline:
             yield
         finally:
             self.load_state_dict(state)
+
+    def _traces(self, found: dict[int, list[Any]], rows: int, world: World) -> list[dict[str, Any]] | None:
+        """What the sources say of each row of all ranks; None where none of them says any."""
+        if not found:
+            return None
+        mine = [
+            {self.names[k]: traces[row] for k, traces in found.items() if traces[row] is not None}
+            for row in range(rows)
+        ]
+        return [trace for share in world.gather_objects(mine) for trace in share]
 
     def _global_components(self) -> list[Component]:
         sources = {f"rewards.{source.name}" for source in self.sources}

@@ -36,6 +36,7 @@ _REGISTRATIONS = {  # hook -> kind of component it declares
     "register_shapers": "shaper",
     "register_advantages": "advantage",
     "register_objectives": "objective",
+    "register_selectors": "selector",
     "register_tools": "tool",
 }
 _VARIABLES = ("TRL_REWARDS_PLUGINS", "TRL_REWARDS_DISABLE")
@@ -65,7 +66,7 @@ class Entry:
     target: type | str
 
     def load(self) -> Any:
-        """The class (or tool function) itself; PluginError says which plugin failed and why."""
+        """The class itself; PluginError says which plugin failed and why."""
         if not isinstance(self.target, str):
             return self.target
         try:

@@ -7,6 +7,7 @@ and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_fun
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -156,9 +157,22 @@ class Recipe:
         """
         source = os.fspath(path)
         file = find_recipe(source)
-        raw = _read_yaml(file, source)
+        folder = os.path.dirname(os.path.abspath(file))
+        return cls.parse(_read_yaml(file, source), overrides, source, folder, check_trl)
+
+    @classmethod
+    def parse(
+        cls,
+        raw: dict[str, Any],
+        overrides: Sequence[str] | Mapping[str, Any] = (),
+        source: str = "recipe",
+        base_dir: str = ".",
+        check_trl: bool = True,
+    ) -> Recipe:
+        """A recipe of the mapping that its file holds; `source` is what messages call it. Otherwise as `load`."""
+        raw = copy.deepcopy(raw)
         problems = apply_overrides(raw, overrides)
-        recipe, found = _parse(raw, source, os.path.dirname(os.path.abspath(file)))
+        recipe, found = _parse(raw, source, base_dir)
         problems += found
         if recipe is not None:
             problems += check_components(recipe)
@@ -330,11 +344,11 @@ def _words_to_pairs(words: Sequence[str], problems: list[str]) -> dict[str, Any]
             problems.append(f"unexpected word {word!r}; overrides are written --name value")
         else:
             pairs[name].append(word)
-    values = {name: [_value(word) for word in found] for name, found in pairs.items()}
+    values = {name: [word_value(word) for word in found] for name, found in pairs.items()}
     return {name: True if not found else found[0] if len(found) == 1 else found for name, found in values.items()}
 
 
-def _value(word: str) -> Any:
+def word_value(word: str) -> Any:
     """A word of the command line: a number, true, null, "quoted text", [a, b] or {a: b} as in YAML; else the text."""
     try:
         value = yaml.load(word, _Loader)
@@ -345,6 +359,15 @@ def _value(word: str) -> Any:
     if isinstance(value, dict | list):
         return value if word[0] in "{[" else word
     return word if value is None and word not in ("null", "~") else value
+
+
+def spec_of_word(word: str, path: str) -> Spec:
+    """A component from the command line: its name, or `{use: …, with: {…}}`. RecipeError says what is wrong."""
+    problems: list[str] = []
+    spec = _parse_spec(word_value(word), path, problems)
+    if spec is None or problems:
+        raise RecipeError(problems, path)
+    return spec
 
 
 def _put(target: Any, path: list[str], value: Any) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
 from transformers import TrainerCallback
 
 from trl_rewards.components import Status
@@ -136,6 +137,7 @@ def sample_lines(batch: RewardBatch, advantages: Any, step: int, mode: str, rows
             "status": {name: STATUS[code] for name, code in zip(names, status[row], strict=True)},
             "total": totals[row],
             "advantage": learned[row],
+            **({"traces": batch.traces[row]} if batch.traces else {}),
         }
         for row, prompt, completion in zip(spread, chosen.prompt_texts, chosen.texts, strict=True)
     ]
@@ -500,14 +502,10 @@ def smoothing_window(points: int) -> int:
     return max(points // 10 // 2 * 2 + 1, 3) if points >= SMOOTH_FROM else 1
 
 
-def draw(plot: Plot, dark: bool = False) -> bytes:
-    """The plot as PNG, for a light or for a dark page."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def theme(dark: bool = False) -> dict[Any, Any]:
+    """Matplotlib's settings, for a light or for a dark page."""
     text, faint, paper = ("#d5d9e0", "#3a404a", "#171a1f") if dark else ("#24292f", "#d8dce2", "#ffffff")
-    settings: dict[Any, Any] = {
+    return {
         "font.size": 9,
         "text.color": text,
         "axes.labelcolor": text,
@@ -526,6 +524,16 @@ def draw(plot: Plot, dark: bool = False) -> bytes:
         "ytick.labelcolor": text,
         "legend.frameon": False,
     }
+
+
+def draw(plot: Plot, dark: bool = False) -> bytes:
+    """The plot as PNG, for a light or for a dark page."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = theme(dark)
+    text = settings["text.color"]
     count = len(plot.panels)
     columns = min(count, 3 if plot.wide else 2)
     rows = math.ceil(count / columns)
@@ -832,9 +840,14 @@ def _card(sample: Mapping[str, Any]) -> str:
         shown = number(sample.get(name)) if _finite(sample.get(name)) is not None else "none"
         rows += f"<tr class={name}><th>{name}</th><td>{shown}</td></tr>"
     mode = "eval, " if sample.get("mode") == "eval" else ""
+    traces = "".join(
+        f"<details><summary>how {_escape(name)} came to its score</summary>"
+        f"<pre>{_text(yaml.safe_dump(trace, sort_keys=False, allow_unicode=True, width=100))}</pre></details>"
+        for name, trace in (sample.get("traces") or {}).items()
+    )
     return (
         f"<div class=card><p class=when>{mode}step {sample['step']}</p>"
-        f"<div class=completion>{_text(sample['completion'])}</div><table><tbody>{rows}</tbody></table></div>"
+        f"<div class=completion>{_text(sample['completion'])}</div><table><tbody>{rows}</tbody></table>{traces}</div>"
     )
 
 
@@ -924,6 +937,8 @@ article { padding: 14px 16px; margin: 0 0 14px; }
 .none { color: var(--soft); font-style: italic; }
 .hole { color: var(--bad); font-weight: 600; }
 pre { padding: 14px 16px; overflow-x: auto; margin: 0; }
+details pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+summary { cursor: pointer; color: var(--soft); font-size: 13px; margin: 6px 0; }
 footer { margin-top: 44px; color: var(--soft); font-size: 13px; }
 @media (max-width: 760px) { .figures, .pair { grid-template-columns: 1fr; } h1 { font-size: 24px; } }
 @media print { body { background: none; } figure, article { break-inside: avoid; } }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from trl_rewards.errors import did_you_mean
 
@@ -18,6 +18,26 @@ class Failed:
 
     reason: str
     status: Literal["failed", "timeout"] = "failed"
+    trace: Any = field(default=None, repr=False, compare=False)
+    """How far it came, as in `Traced`."""
+
+
+class Traced(float):
+    """A score that says how it came about: a number like any other, with a `trace` for people to read.
+
+    `trace` is what JSON can say, such as the calls of tools before the score. Rewards that give such scores set
+    `traces = True`; `trl-rewards score --trace` and the report of a run show them.
+    """
+
+    trace: Any
+
+    def __new__(cls, score: float, trace: Any) -> Self:
+        made = super().__new__(cls, score)
+        made.trace = trace
+        return made
+
+    def __reduce__(self) -> tuple[type[Traced], tuple[float, Any]]:
+        return Traced, (float(self), self.trace)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from trl_rewards.errors import PluginError
 
@@ -36,6 +37,56 @@ def register_rewards():
     return {{"{name}": {cls}}}
 '''
 
+_TOOL_MODULE = '''"""What this tool finds out, in a sentence."""
+
+from trl_rewards import Tool, ToolError, hookimpl
+
+
+class {cls}(Tool):
+    """Counts the words of its input, or of the answer where there is none. Replace this with your idea."""
+
+    description = "Counts words. Input: a text, or nothing for the answer itself."
+    answers_to = ()  # further names that a model may write for it
+    columns = ()  # dataset columns that you read with call.row["name"]
+
+    at_most: int = 1000
+    """Words that it is willing to count."""
+
+    def call(self, input, call):
+        count = len((input or call.answer).split())
+        if count > self.at_most:
+            raise ToolError(f"There are more than {{self.at_most}} words.")  # the model reads this
+        return str(count)
+
+
+@hookimpl
+def register_tools():
+    return {{"{name}": {cls}}}
+'''
+
+_SELECTOR_MODULE = '''"""Which rows this selector chooses, in a sentence."""
+
+from trl_rewards import Selector, hookimpl
+
+
+class {cls}(Selector):
+    """The rows that score in a range, lowest first. Replace this with your idea."""
+
+    low: float = 0.0
+    """The lowest score that is chosen."""
+    high: float = 0.5
+    """The highest."""
+
+    def select(self, scores, count, seed=0):
+        rows = [row for row, score in enumerate(scores) if score is not None and self.low <= score <= self.high]
+        return sorted(rows, key=lambda row: scores[row])[:count]
+
+
+@hookimpl
+def register_selectors():
+    return {{"{name}": {cls}}}
+'''
+
 _PYPROJECT = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -43,7 +94,7 @@ build-backend = "hatchling.build"
 [project]
 name = "{distribution}"
 version = "0.1.0"
-description = "The reward `{name}` for trl-rewards."
+description = "The {kind} `{name}` for trl-rewards."
 requires-python = ">=3.11"
 dependencies = ["trl-rewards"]
 
@@ -68,6 +119,33 @@ def test_repeated_words_cost():
     assert {cls}().score(samples) == [1.0, 0.5, None]
 """
 
+_TOOL_TEST = """from trl_rewards import ToolCall
+from trl_rewards.testing import check_tool
+
+from {module} import {cls}
+
+
+def test_keeps_the_contract():
+    check_tool({cls}(), "some words", "one")
+
+
+def test_counts_the_answer_where_there_is_no_input():
+    assert {cls}().call("", ToolCall("{name}", answer="one two")) == "2"
+"""
+
+_SELECTOR_TEST = """from trl_rewards.testing import check_selector
+
+from {module} import {cls}
+
+
+def test_keeps_the_contract():
+    check_selector({cls}())
+
+
+def test_rows_out_of_range_or_without_a_score_are_left():
+    assert {cls}(high=0.5).select([0.4, 0.9, None, 0.1], 3) == [3, 0]
+"""
+
 _README = """# {distribution}
 
 The reward `{name}` for [TRL](https://github.com/huggingface/trl) trainers, as a trl-rewards plugin.
@@ -89,8 +167,65 @@ In a plain TRL script:
 """
 
 
-def write_plugin(name: str, folder: Path) -> Path:
-    """Write the plugin into a new folder and return it. PluginError if the name or the folder will not do."""
+_TOOL_README = """# {distribution}
+
+The tool `{name}` for trl-rewards: for reward models that use tools before they score.
+
+    pip install -e . pytest && python -m pytest
+
+In a recipe, among the tools of a reward that uses some:
+
+    rewards:
+      - use: themis
+        with: {{path: my_model, tools: [calculator, {name}]}}
+
+In Python:
+
+    from trl_rewards import ToolCall, load_tool
+    from trl_rewards.toolbox import Toolbox
+
+    Toolbox([load_tool("{name}")]).run([("some words", ToolCall("{name}"))])
+"""
+
+
+_SELECTOR_README = """# {distribution}
+
+The selector `{name}` for trl-rewards: it chooses training rows by their scores.
+
+    pip install -e . pytest && python -m pytest
+
+On the command line:
+
+    trl-rewards select --selector "{{use: {name}, with: {{high: 0.3}}}}" --count 1000 --data ... --reward ... --out ...
+
+In Python:
+
+    from trl_rewards import load_selector
+
+    rows = load_selector("{name}", high=0.3).select([0.2, 0.4, None], count=1000)
+"""
+
+
+class _Templates(NamedTuple):
+    module: str
+    test: str
+    readme: str
+
+
+_TEMPLATES = {
+    "reward": _Templates(_MODULE, _TEST, _README),
+    "selector": _Templates(_SELECTOR_MODULE, _SELECTOR_TEST, _SELECTOR_README),
+    "tool": _Templates(_TOOL_MODULE, _TOOL_TEST, _TOOL_README),
+}
+
+
+def write_plugin(name: str, folder: Path, kind: str = "reward") -> Path:
+    """Write a plugin with a reward, a selector or a tool into a new folder and return it.
+
+    PluginError if the name, the folder or the kind will not do.
+    """
+    if kind not in _TEMPLATES:
+        raise PluginError(f"new: --kind is one of {', '.join(_TEMPLATES)}, got {kind!r}")
     component = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", component) or keyword.iskeyword(component):
         raise PluginError(
@@ -102,13 +237,15 @@ def write_plugin(name: str, folder: Path) -> Path:
         "name": component,
         "module": f"trl_rewards_{component}",
         "distribution": f"trl-rewards-{component.replace('_', '-')}",
+        "kind": kind,
         "cls": "".join(part.capitalize() for part in component.split("_")),
     }
+    templates = _TEMPLATES[kind]
     files = {
-        f"{words['module']}.py": _MODULE,
+        f"{words['module']}.py": templates.module,
         "pyproject.toml": _PYPROJECT,
-        f"tests/test_{component}.py": _TEST,
-        "README.md": _README,
+        f"tests/test_{component}.py": templates.test,
+        "README.md": templates.readme,
     }
     for path, template in files.items():
         file = folder / path

@@ -30,7 +30,7 @@ from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
-from trl_rewards.samples import Failed, Samples
+from trl_rewards.samples import Failed, Samples, Traced
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
 
@@ -119,6 +119,7 @@ class Scored(NamedTuple):
     reasons: list[list[str]]  # per source, what failed cells said
     seconds: list[float]  # per source
     tokens: dict[int, list[list[float]]]  # per source that scores tokens: each row's values, NaN where nothing is said
+    traces: dict[int, list[Any]]  # per source that says how its scores came about
 
 
 def score_sources(
@@ -162,6 +163,11 @@ def score_sources(
             k: [cell if isinstance(cell, list) else [] for cell in scores[k]]
             for k, source in enumerate(sources)
             if isinstance(source.reward, TokenReward)
+        },
+        {
+            k: [cell.trace if isinstance(cell, Traced | Failed) else None for cell in scores[k]]
+            for k, source in enumerate(sources)
+            if source.reward.traces
         },
     )
 
@@ -519,8 +525,9 @@ def _checked_score(name: str, score: Any) -> Score:
         ) from None
     if math.isnan(number):
         return None
-    # Beyond float32, in which rewards are combined, it would be infinite there.
-    return Failed(f"returned {number}") if abs(number) > 3.4e38 else number
+    if abs(number) > 3.4e38:  # beyond float32, in which rewards are combined, it would be infinite there
+        return Failed(f"returned {number}")
+    return score if isinstance(score, Traced) else number
 
 
 def _number(cell: Cell) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import random
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,16 @@ from trl_rewards.components import (
     RewardBatch,
     Score,
     Scores,
+    Selector,
     Shaper,
     TokenShaper,
+    Tool,
+    ToolCall,
 )
 from trl_rewards.events import run_async
 from trl_rewards.maths import column_values
 from trl_rewards.samples import Failed, Samples, Text
+from trl_rewards.toolbox import Toolbox
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -355,6 +360,66 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
     assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
     assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
+
+
+def check_selector(selector: Selector, holes: bool = False) -> None:
+    """A selector gives at most `count` different rows, the same ones for the same seed, and no row without a score.
+
+    `holes`: an option asks for rows without a score.
+    """
+    import numpy as np
+
+    scores = [0.5, None, 0.1, 0.5, -2.0, 0.9, None, 0.5, 1e-9, 0.3]
+    before, states = list(scores), (random.getstate(), repr(np.random.get_state()))
+    for given in (scores, [0.25] * 6, [None, None], []):
+        for count in (0, 1, 4, len(given), 50):
+            for seed in (0, 1):
+                chosen = selector.select(given, count, seed)
+                where = f"of {len(given)} rows, {count} wanted, it chose {chosen}"
+                assert all(type(row) is int and 0 <= row < len(given) for row in chosen), f"not row indices: {where}"
+                assert len(set(chosen)) == len(chosen), f"a row twice: {where}"
+                assert len(chosen) <= count, f"too many: {where}"
+                assert holes or all(given[row] is not None for row in chosen), f"a row without a score: {where}"
+                assert selector.select(given, count, seed) == chosen, f"other rows the second time: {where}"
+    assert scores == before, "it changes the scores it was given"
+    assert (random.getstate(), repr(np.random.get_state())) == states, "it draws from global random numbers"
+    _check_state(selector)
+
+
+def check_tool(
+    tool: Tool, *inputs: str, name: str = "", answer: str = "", row: Mapping[str, Any] | None = None
+) -> None:
+    """A tool says what it is for, and gives the same text for the same input however many calls run beside it. What it
+    cannot use is a failure that a model can read, within its time.
+
+    `inputs` are some that it has a result for; `name` is the one to call it by, if not its own; `answer` and `row` are
+    the answer and the columns that it looks at.
+    """
+    assert inputs, "give one or more inputs that it has a result for: check_tool(tool, '2023-05-01')"
+    assert tool.description.strip(), "it has no description: say what it is for and what its input looks like"
+    missing = [column for column in tool.reads() if column not in (row or {})]
+    assert not missing, f"it reads columns {missing}: pass them, check_tool(tool, …, row={{{missing[0]!r}: …}})"
+    call = ToolCall(name or tool.display_name, answer, "", answer, row or {})
+    assert tool.answers(tool.display_name), f"it does not answer to its own name, {tool.display_name!r}"
+    assert tool.answers(call.name), f"it does not answer to {call.name!r}"
+    toolbox = Toolbox([tool])
+    texts = []
+    for input in inputs:
+        (observation,) = toolbox.run([(input, call)])
+        assert observation is not None
+        assert observation.ok, f"it has no result for {input!r}: {observation.problem}"
+        texts.append(observation.text)
+    together = toolbox.run([(input, call) for input in inputs for _ in range(4)])
+    for number, observation in enumerate(together):
+        assert observation is not None
+        input, text = inputs[number // 4], texts[number // 4]
+        assert observation.text == text, f"several calls at a time: {input!r} gave {text!r}, then {observation}"
+    for input in ("", "?" * 20_000, "Größe 山 🙂 {} %s \0"):
+        (observation,) = toolbox.run([(input, call)])
+        assert observation is not None
+        assert "no result within" not in observation.problem, f"{input[:30]!r} takes longer than {tool.timeout} s"
+    if tool.state_dict():
+        _check_state(tool)
 
 
 def _saved(component: Component) -> bytes:

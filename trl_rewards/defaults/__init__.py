@@ -7,6 +7,7 @@ from trl_rewards.hookspecs import hookimpl
 def register_rewards():
     return {
         "accuracy": "trl_rewards.defaults.accuracy:Accuracy",
+        "code_tests": "trl_rewards.defaults.code:CodeTests",
         "exact_match": "trl_rewards.defaults.rules:ExactMatch",
         "function": "trl_rewards.loading:FunctionReward",
         "judge": "trl_rewards.defaults.judge:Judge",

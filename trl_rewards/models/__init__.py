@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
-    from trl_rewards.models.http import HttpClient, HttpFailure
+    from trl_rewards.models.embedding import Embedder, load_embedder
+    from trl_rewards.models.heads import Head, checkpoint_weights
+    from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
         JudgeReward,
@@ -18,7 +20,14 @@ if TYPE_CHECKING:
         extract_json,
     )
     from trl_rewards.models.options import InProcess
-    from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
+    from trl_rewards.models.pretrained import (
+        Loading,
+        at_work,
+        keep_4bit_unpacked,
+        load_config,
+        load_pretrained,
+        load_tokenizer,
+    )
     from trl_rewards.models.sampling import (
         LocalSampler,
         Sampled,
@@ -30,12 +39,16 @@ if TYPE_CHECKING:
         sample_candidates,
         stream,
     )
-    from trl_rewards.models.scorer import Scorer, load_scorer
+    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.untrusted import without_thinking
+    from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
+    "Embedder": "embedding",
+    "Head": "heads",
     "HttpClient": "http",
     "HttpFailure": "http",
     "InProcess": "options",
@@ -52,12 +65,20 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "SharedBase": "shared_base",
     "adapter_parameters": "adapters",
     "add_adapter": "adapters",
+    "at_work": "pretrained",
+    "checkpoint_weights": "heads",
+    "default_budget": "scorer",
+    "load_config": "pretrained",
+    "longest_text": "scorer",
+    "api_key": "http",
     "VllmSampler": "sampling",
+    "WebTool": "web",
     "WorkFile": "sampling",
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
     "keep_4bit_unpacked": "pretrained",
+    "load_embedder": "embedding",
     "load_pretrained": "pretrained",
     "load_sampler": "sampling",
     "load_scorer": "scorer",
@@ -65,12 +86,15 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "trunk_of": "adapters",
     "using": "adapters",
     "with_adapter": "adapters",
+    "without_thinking": "untrusted",
     "sample_candidates": "sampling",
     "stream": "sampling",
 }
 
 __all__ = [
     "Ask",
+    "Embedder",
+    "Head",
     "HttpClient",
     "HttpFailure",
     "InProcess",
@@ -86,22 +110,31 @@ __all__ = [
     "ServedScorer",
     "SharedBase",
     "VllmSampler",
+    "WebTool",
     "WorkFile",
     "adapter_parameters",
     "add_adapter",
+    "api_key",
     "as_number",
     "as_text",
+    "at_work",
+    "checkpoint_weights",
+    "default_budget",
     "extract_json",
     "keep_4bit_unpacked",
+    "load_config",
+    "load_embedder",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
     "load_tokenizer",
+    "longest_text",
     "sample_candidates",
     "stream",
     "trunk_of",
     "using",
     "with_adapter",
+    "without_thinking",
 ]
 
 

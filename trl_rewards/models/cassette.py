@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sqlite3
 import threading
 from collections import Counter
-from contextlib import closing
 from dataclasses import asdict
 from typing import Literal
 
 from trl_rewards.errors import RewardError
 from trl_rewards.models.chat import Reply, Request
+from trl_rewards.models.kept import KeptAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -107,48 +106,26 @@ def path_of_rank(path: str) -> str:
 
 
 class ReplyCache:
-    """Replies to repeatable requests, in one sqlite file that processes share (not on a network file system)."""
+    """Replies to repeatable requests, in one sqlite file that processes share."""
 
     def __init__(self, path: str, judge: str):
         """`judge` says what answers, beside the model's name: replies of another are not used."""
-        self._path = os.path.expanduser(path)
+        self._kept = KeptAnswers(path, "reply_cache")
         self._judge = judge
-        self._warned = False
-
-    def _connect(self) -> sqlite3.Connection:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS replies (judge TEXT, key TEXT, reply TEXT, PRIMARY KEY (judge, key))"
-        )
-        return connection
 
     def find(self, request: Request) -> Reply | None:
         """The kept reply to an equal request, if there is one."""
-        if not request.repeatable:
-            return None
-        wanted = (self._judge, request.key())
+        kept = self._kept.find(self._key(request)) if request.repeatable else None
         try:
-            with closing(self._connect()) as connection:
-                row = connection.execute("SELECT reply FROM replies WHERE judge = ? AND key = ?", wanted).fetchone()
-            return Reply(*json.loads(row[0])) if row else None
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
-            return self._do_without(error)
+            return Reply(*json.loads(kept)) if kept else None
+        except (ValueError, TypeError) as error:
+            self._kept.warn(error)
+            return None
 
     def keep(self, request: Request, reply: Reply) -> None:
         """Keep a reply, if the request is repeatable and the reply came to its end."""
-        if not request.repeatable or reply.finish != "stop":
-            return
-        try:
-            with closing(self._connect()) as connection, connection:
-                row = (self._judge, request.key(), json.dumps(reply))
-                connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
-        except (sqlite3.Error, OSError) as error:
-            self._do_without(error)
+        if request.repeatable and reply.finish == "stop":
+            self._kept.keep(self._key(request), json.dumps(reply))
 
-    def _do_without(self, error: Exception) -> None:
-        """A cache that is full, locked or broken costs its savings, not the replies that were paid for."""
-        if not self._warned:
-            logger.warning("reply_cache %s cannot be used: %r", self._path, error)
-        self._warned = True
+    def _key(self, request: Request) -> str:
+        return json.dumps([self._judge, request.key()])

@@ -47,6 +47,8 @@ class Reply(NamedTuple):
     """`stop`; `length` if it was cut off at max_tokens; `refused`; or another of the server's words."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: dict[str, float] | None = None
+    """What the first token could have been, and the logarithm of its probability; where the request asked for it."""
 
 
 class ChatServer:
@@ -138,10 +140,16 @@ def read_answer(answer: Any, characters: int) -> Reply:
             text, finish = "", "refused"
         usage = answer.get("usage") or {}
         prompt_tokens = usage.get("prompt_tokens") or characters // 4
-        return Reply(text, str(finish), int(prompt_tokens), int(usage.get("completion_tokens") or len(text) // 4))
+        completion_tokens = int(usage.get("completion_tokens") or len(text) // 4)
+        return Reply(text, str(finish), int(prompt_tokens), completion_tokens, _first_logprobs(choice))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         words = json.dumps(answer)[:300]
         raise HttpFailure(f"POST /chat/completions: the answer holds no reply: {words}") from None
+
+
+def _first_logprobs(choice: dict[str, Any]) -> dict[str, float] | None:
+    tokens = (choice.get("logprobs") or {}).get("content")
+    return {str(each["token"]): float(each["logprob"]) for each in tokens[0]["top_logprobs"]} if tokens else None
 
 
 def _content(content: Any) -> str:

@@ -163,14 +163,24 @@ def value_head_weights(loading: Loading, config: Any) -> dict[str, torch.Tensor]
     if not any(name.endswith("ForCausalLM") for name in config.architectures or []):
         return {}
     for folder, revision in ((loading.adapter, None), (loading.path, loading.revision)):
-        for file in _weight_files(folder, revision) if folder else []:
-            if found := _tensors(file, _SUMMARY):
-                return found
+        if folder and (found := checkpoint_weights(folder, _SUMMARY, revision)):
+            return found
     return {}
 
 
-def _weight_files(folder: str, revision: str | None) -> list[str]:
-    """Files of a checkpoint, here or on the Hub, that may hold a value head; LlamaFactory writes one of its own."""
+def checkpoint_weights(folder: str, prefix: str, revision: str | None = None) -> dict[str, torch.Tensor]:
+    """The weights of a model's or an adapter's checkpoint whose names begin with `prefix`, which is left out of them.
+
+    `folder`: here or on the Hub. Empty where there are none.
+    """
+    for file in _weight_files(folder, prefix, revision):
+        if found := _tensors(file, prefix):
+            return found
+    return {}
+
+
+def _weight_files(folder: str, prefix: str, revision: str | None) -> list[str]:
+    """Files of a checkpoint that may hold the weights; LlamaFactory writes a value head into one of its own."""
 
     def there(name: str) -> str | None:
         return cached_file(
@@ -181,11 +191,12 @@ def _weight_files(folder: str, revision: str | None) -> list[str]:
             _raise_exceptions_for_connection_errors=False,
         )
 
-    names = ["model.safetensors", "pytorch_model.bin", "value_head.safetensors", "value_head.bin"]
+    names = ["model.safetensors", "adapter_model.safetensors", "pytorch_model.bin"]
+    names += ["value_head.safetensors", "value_head.bin"]
     for index in filter(None, map(there, ("model.safetensors.index.json", "pytorch_model.bin.index.json"))):
         with open(index, encoding="utf-8") as file:
             shards = json.load(file)["weight_map"]
-        names += sorted({shard for name, shard in shards.items() if name.startswith(_SUMMARY)})
+        names += sorted({shard for name, shard in shards.items() if name.startswith(prefix)})
     return [file for file in map(there, names) if file]
 
 

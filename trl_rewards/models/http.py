@@ -11,12 +11,12 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlencode, urlsplit
 
 from trl_rewards.errors import RewardError
 
@@ -59,6 +59,7 @@ class HttpClient:
         base_url: str,
         *,
         api_key_env: str | None = None,
+        key_header: str = "Authorization",
         timeout: float = 60.0,
         retries: int = 5,
         concurrency: int = 16,
@@ -69,7 +70,9 @@ class HttpClient:
         patience: float = 60.0,
         first_pause: float = 0.5,
     ):
-        """`timeout` is in seconds, for one try. `retries` is how often a request is sent again after a broken
+        """The key is sent in `key_header`, after "Bearer " where that is Authorization.
+
+        `timeout` is in seconds, for one try. `retries` is how often a request is sent again after a broken
         connection, a time-out or one of 408, 425, 429 and 5xx: after `first_pause` seconds, then twice as long each
         time, up to 8, and never sooner than the server's Retry-After asks. After `break_after` unanswered requests in
         a row all wait, and one of them tries the server every `cool_down` seconds; when it has been down for
@@ -80,6 +83,7 @@ class HttpClient:
             check_key_name(api_key_env)
         self._url = base_url.rstrip("/")
         self._api_key_env = api_key_env
+        self._key_header = key_header
         self._timeout = timeout
         self._retries = retries
         self._concurrency = concurrency
@@ -101,11 +105,15 @@ class HttpClient:
         `tokens` count against `tokens_per_minute`. `before` is called when a try is about to be sent, after all
         waiting; what it raises ends the request.
         """
-        return await self._request("POST", path, payload, tokens, before or _go)
+        return await self._request(_Asked("POST", path, payload), tokens, before or _go)
 
-    async def get(self, path: str) -> Any:
-        """The parsed JSON of the answer. Raises HttpFailure."""
-        return await self._request("GET", path, None, 0, _go)
+    async def get(self, path: str, query: Mapping[str, str] | None = None, secrets: Sequence[str] = ()) -> Any:
+        """The parsed JSON of the answer. Raises HttpFailure.
+
+        `query` goes behind the path and into no message; `secrets` are words in it, such as a key, that are masked
+        wherever the server repeats them.
+        """
+        return await self._request(_Asked("GET", path, None, query, tuple(secrets)), 0, _go)
 
     async def aclose(self) -> None:
         """Close the connections. The client can be used again."""
@@ -126,9 +134,7 @@ class HttpClient:
         sums = {name: float(counts[name]) for name in ("requests", "retries", "failures")}
         return sums | {"seconds_waited": waited}
 
-    async def _request(
-        self, method: str, path: str, payload: dict[str, Any] | None, tokens: int, before: Callable[[], None]
-    ) -> Any:
+    async def _request(self, asked: _Asked, tokens: int, before: Callable[[], None]) -> Any:
         import stamina
 
         logging.getLogger("stamina").addFilter(_not_ours)
@@ -148,47 +154,55 @@ class HttpClient:
                 with attempt:
                     number = attempt.num
                     async with self._bound_session().slots:
-                        await self._wait_for_server(method, path)
+                        await self._wait_for_server(asked)
                         self._seconds_waited += await self._request_pace.take(1)
                         self._seconds_waited += await self._token_pace.take(tokens)
                         before()
                         self._counts["requests"] += 1
                         self._counts["retries"] += number > 1
-                        return await self._send(method, path, payload)
+                        return await self._send(asked)
         except HttpFailure:
             self._counts["failures"] += 1
             raise
 
-    async def _wait_for_server(self, method: str, path: str) -> None:
+    async def _wait_for_server(self, asked: _Asked) -> None:
         """Wait while the server is being left alone. HttpFailure if that has been too long already."""
         session = self._bound_session()
         while (wait := self._breaker.wait(now := time.monotonic())) > 0:
             left = self._patience - self._breaker.open_for(now)
             if left <= 0:
-                raise HttpFailure(f"{method} {path}: the server does not answer ({self._last_words})")
+                raise HttpFailure(f"{asked.name}: the server does not answer ({self._last_words})")
             session.back.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(session.back.wait(), min(wait, left))
             self._seconds_waited += time.monotonic() - now
 
-    async def _send(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
+    async def _send(self, asked: _Asked) -> Any:
         from huggingface_hub.utils import httpx
 
         key = api_key(self._api_key_env) if self._api_key_env else None
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        secrets = [*asked.secrets, *([key] if key else [])]
+        bearer = "Bearer " if self._key_header == "Authorization" else ""
+        headers = {"Content-Type": "application/json"} | ({self._key_header: bearer + key} if key else {})
         # Lone surrogates, which a broken completion may hold, are no UTF-8.
+        payload = asked.payload
         body = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace") if payload is not None else None
+        query = f"?{urlencode(asked.query, errors='replace')}" if asked.query else ""
+        if asked.secrets:
+            _in_addresses.update(map(quote_plus, asked.secrets))
+            logging.getLogger(httpx.__name__).addFilter(_holds_no_secret)
         session = self._bound_session()
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await session.client.request(method, self._url + path, content=body, headers=headers)
+                url = self._url + asked.path + query
+                answer = await session.client.request(asked.method, url, content=body, headers=headers)
         except (TimeoutError, httpx.RequestError) as error:
             self._breaker.failed(started, time.monotonic())
             timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
-            broke = f"{type(error).__name__}: {_cut(str(error), key) or 'the connection broke'}"
+            broke = f"{type(error).__name__}: {_cut(str(error), secrets) or 'the connection broke'}"
             self._last_words = f"no answer within {self._timeout:g} s" if timed_out else broke
-            message = f"{method} {path}: {self._last_words}"
+            message = f"{asked.name}: {self._last_words}"
             raise HttpFailure(message, retryable=True, timed_out=timed_out) from None
         self._breaker.succeeded(time.monotonic())
         session.back.set()
@@ -196,17 +210,17 @@ class HttpClient:
         if not answer.is_success:
             retryable = status in BUSY or status >= 500
             raise HttpFailure(
-                f"{method} {path}: {status} {answer.reason_phrase}: {_cut(_server_words(answer.text), key)}",
+                f"{asked.name}: {status} {answer.reason_phrase}: {_cut(_server_words(answer.text), secrets)}",
                 status=status,
                 retryable=retryable,
                 retry_after=_retry_after(answer.headers.get("retry-after")),
             )
         try:
             # Some servers repeat the request; what is kept and quoted of an answer must not hold the key.
-            return json.loads(answer.text.replace(key, "***") if key else answer.text)
+            return json.loads(_masked(answer.text, secrets))
         except (ValueError, RecursionError):
-            words = _cut(answer.text, key)
-            raise HttpFailure(f"{method} {path}: the answer is not JSON: {words}", status=status) from None
+            words = _cut(answer.text, secrets)
+            raise HttpFailure(f"{asked.name}: the answer is not JSON: {words}", status=status) from None
 
     def _bound_session(self) -> _Session:
         """Connections of the running loop: an httpx client belongs to the loop it was used in first."""
@@ -221,6 +235,21 @@ class HttpClient:
             )
             self._session = _Session(loop, client, asyncio.Semaphore(self._concurrency), asyncio.Event())
         return self._session
+
+
+class _Asked(NamedTuple):
+    """A request."""
+
+    method: str
+    path: str
+    payload: dict[str, Any] | None = None
+    query: Mapping[str, str] | None = None
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.method} {self.path}"
 
 
 class _Session(NamedTuple):
@@ -319,6 +348,15 @@ def _not_ours(record: logging.LogRecord) -> bool:
     return not str(vars(record).get("stamina.caused_by", "")).startswith("HttpFailure(")
 
 
+_in_addresses: set[str] = set()
+"""Secrets that were sent in a query."""
+
+
+def _holds_no_secret(record: logging.LogRecord) -> bool:
+    """Drops httpx's line of a request with a secret in its address."""
+    return not any(secret in record.getMessage() for secret in _in_addresses)
+
+
 def _retry_after(value: str | None) -> float | None:
     """Seconds that a Retry-After header (a number or a date) asks for, at most LONGEST_PAUSE; None if it says none."""
     if value is None:
@@ -347,10 +385,15 @@ def _server_words(text: str) -> str:
     return found if isinstance(found, str) else json.dumps(found)
 
 
-def _cut(text: str, key: str | None) -> str:
-    """On one line, at most 300 characters, without the key, which some servers repeat."""
-    text = " ".join(text.split())
-    return (text.replace(key, "***") if key else text)[:300]
+def _cut(text: str, secrets: Sequence[str]) -> str:
+    """On one line, at most 300 characters, without the keys, which some servers repeat."""
+    return _masked(" ".join(text.split()), secrets)[:300]
+
+
+def _masked(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 def _is_local(url: str) -> bool:

@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -40,6 +40,10 @@ class Ask:
     """Rows of the samples that it is about, in the order they are shown."""
     names: list[str]
     """Their anonymous names, in the same order."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More fields of its request, such as `stop`; the user's `extra_body` goes before them."""
+    logprobs: dict[str, float] | None = None
+    """Of the reply's first token, once it is there and if `extra` asked for them (`logprobs`, `top_logprobs`)."""
 
 
 @dataclass
@@ -72,6 +76,14 @@ class JudgeReward(JudgeOptions):
     def parse(self, ask: Ask, text: str) -> list[Score]:
         """One score per row of `ask.rows`, Failed(reason) for what cannot be read. No text may make it raise."""
         raise NotImplementedError(f"{type(self).__name__} must define parse(self, ask, text)")
+
+    def follow_up(self, ask: Ask, text: str) -> Ask | None:
+        """The next question of a conversation; None where the reply is the verdict, which `parse` reads.
+
+        For judges of several turns, whose next question has the messages so far. It may take its time, such as for a
+        tool: many are made side by side.
+        """
+        return None
 
     def merge(self, samples: Samples, answers: list[tuple[Ask, list[Score]]]) -> list[Score]:
         """One score per row: the mean over its asks; the first Failed where none gave one; None where nobody asked."""
@@ -152,7 +164,10 @@ class JudgeReward(JudgeOptions):
         async def converse(exchange: _Exchange) -> None:
             done = False
             while not done:
-                done = self._take(exchange, await asker.ask(exchange.question), counts)
+                reply = await asker.ask(exchange.question)
+                if self._has_turns and await asyncio.to_thread(self._goes_on, exchange, reply):
+                    continue
+                done = self._take(exchange, reply, counts)
 
         try:
             # All are waited for, also when one stops the run: what is under way is paid for, and kept.
@@ -180,7 +195,10 @@ class JudgeReward(JudgeOptions):
         try:
             while waiting:
                 replies = asker.ask_here([exchange.question for exchange in waiting])
-                done = [self._take(*pair, counts) for pair in zip(waiting, replies, strict=True)]
+                done = [
+                    not (self._has_turns and self._goes_on(*pair)) and self._take(*pair, counts)
+                    for pair in zip(waiting, replies, strict=True)
+                ]
                 waiting = [exchange for exchange, over in zip(waiting, done, strict=True) if not over]
         finally:
             counts.update(asker.finish())
@@ -202,6 +220,20 @@ class JudgeReward(JudgeOptions):
         asks = [ask for ask in self.asks(samples) if not all(row in gated for row in ask.rows)]
         return [_Exchange(ask, self._ready().question(self._request(ask, 0)), []) for ask in asks]
 
+    @property
+    def _has_turns(self) -> bool:
+        return type(self).follow_up is not JudgeReward.follow_up
+
+    def _goes_on(self, exchange: _Exchange, reply: Reply | Failed) -> bool:
+        """Whether there is another question; then the exchange holds it."""
+        if isinstance(reply, Failed):
+            return False
+        ask = self.follow_up(exchange.ask, reply.text)
+        if ask is None:
+            return False
+        exchange.ask, exchange.question = ask, self._ready().question(self._request(ask, 0))
+        return True
+
     def _request(self, ask: Ask, attempt: int) -> Request:
         return Request(
             model=self.model,
@@ -210,7 +242,7 @@ class JudgeReward(JudgeOptions):
             top_p=self.top_p,
             max_tokens=self.max_tokens,
             seed=None if self.seed is None else self.seed + attempt,
-            extra={**self.extra_fields, **self.extra_body},
+            extra={**self.extra_fields, **ask.extra, **self.extra_body},
             schema=None if self.structured == "off" else self.schema(ask),
             attempt=attempt,
         )
@@ -237,6 +269,7 @@ class JudgeReward(JudgeOptions):
         text = reply.text
         if reply.finish == "length":  # a number at the cut may have been going on
             text = text[:-100] + re.sub(r"[\w.,+-]+\Z", "", text[-100:])
+        ask.logprobs = reply.logprobs
         scores: list[Score]
         try:
             scores = self.parse(ask, text)

@@ -36,6 +36,8 @@ _SEAM = {
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 _COLUMNS = "objective_columns"  # key of a batch under which the objective's columns travel
+_LABELS = "objective_labels"  # and what it says of each token
+_TOKEN_LABELS = ("chosen_labels", "rejected_labels")
 
 
 class RewardTrainer(trl.RewardTrainer):
@@ -171,24 +173,25 @@ class RewardTrainer(trl.RewardTrainer):
         super()._set_signature_columns_if_needed()
         if self.preference_objective is not None:
             columns = self._signature_columns or []
-            self._signature_columns = [*columns, *(set(self.preference_objective.reads()) - set(columns))]
+            wanted = {*self.preference_objective.reads(), *_TOKEN_LABELS}
+            self._signature_columns = [*columns, *(wanted - set(columns))]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         objective = self.preference_objective
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        columns = inputs.pop(_COLUMNS, {})
+        columns, labels = inputs.pop(_COLUMNS, {}), inputs.pop(_LABELS, None)
         passes: list[Preferences] = []
 
         def scored(**given: Any) -> Any:
             """What TRL calls as its model: of several outputs, it gets the objective's reward."""
             outputs, batch = self._run(model, given, columns)
-            passes.append(batch)
+            passes.append(batch._replace(labels=labels))
             return outputs
 
         def again() -> Preferences:
-            return self._run(model, dict(inputs), columns)[1]._replace(loss=loss)
+            return self._run(model, dict(inputs), columns)[1]._replace(loss=loss, labels=labels)
 
         loss, outputs = super().compute_loss(scored, inputs, True, num_items_in_batch)
         found = objective.loss(passes[0]._replace(loss=loss, again=again))
@@ -202,7 +205,7 @@ class RewardTrainer(trl.RewardTrainer):
         training = self.model.training
         seen: list[torch.Tensor] = []
         hook = None
-        if objective.needs & {"hidden", "prompt_hidden"}:
+        if objective.needs & {"hidden", "prompt_hidden", "token_hidden"}:
             hook = _score_head(self.accelerator.unwrap_model(model)).register_forward_pre_hook(
                 lambda module, arguments: seen.append(arguments[0])
             )
@@ -213,6 +216,8 @@ class RewardTrainer(trl.RewardTrainer):
                 hook.remove()
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         hidden = prompt_hidden = None
+        if "token_hidden" in objective.needs and seen[0].dim() != 3:
+            raise RewardError(f"{type(self.model).__name__} shows its head the scored position alone, not every token")
         if "hidden" in objective.needs:
             hidden = _at(seen[0], _scored_positions(ids, self._pad))
         if "prompt_hidden" in objective.needs:
@@ -240,6 +245,7 @@ class RewardTrainer(trl.RewardTrainer):
             # An evaluation draws the same numbers each time, and leaves no trace.
             self._generator if training else torch.Generator().manual_seed(self.args.seed),
             _gather_with_gradient,
+            token_hidden=seen[0] if "token_hidden" in objective.needs else None,
         )
         return outputs, batch
 
@@ -283,16 +289,20 @@ def missing_columns(objective: Objective | None, columns: Sequence[str]) -> list
 
 
 class _WithColumns:
-    """TRL's collator, and beside its tensors the columns that the objective reads."""
+    """TRL's collator, and beside its tensors what the objective reads and says of the tokens."""
 
     def __init__(self, collator: Any, columns: tuple[str, ...]):
         self._collator, self._columns = collator, columns
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self._collator(rows)
-        batch[_COLUMNS] = {
-            name: column_values([row[name] for row in rows]) for name in self._columns if name in rows[0]
-        }
+        there = [name for name in self._columns if name in rows[0]]
+        batch[_COLUMNS] = {name: column_values([row[name] for row in rows]) for name in there}
+        if _TOKEN_LABELS[0] in rows[0]:
+            labels = torch.full_like(batch["input_ids"], -100)
+            for place, own in enumerate(row[side] for side in _TOKEN_LABELS for row in rows):
+                labels[place, : len(own)] = torch.tensor(own)
+            batch[_LABELS] = labels
         return batch
 
 
@@ -302,6 +312,12 @@ def _tokenized(row: dict[str, Any], objective: Objective, tokenizer: Any) -> dic
         raise RewardError(
             f"objective {objective.display_name!r}: tokenize must return chosen_ids and rejected_ids, got {found!r}"
         )
+    for ids, labels in zip(("chosen_ids", "rejected_ids"), _TOKEN_LABELS, strict=True):
+        if labels in found and len(found[labels]) != len(found[ids]):
+            raise RewardError(
+                f"objective {objective.display_name!r}: tokenize gave {len(found[labels])} {labels} for "
+                f"{len(found[ids])} {ids}"
+            )
     return found
 
 

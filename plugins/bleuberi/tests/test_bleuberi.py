@@ -3,8 +3,17 @@ import random
 from pathlib import Path
 
 import pytest
-from trl_rewards_bleuberi import register_rewards
-from trl_rewards_bleuberi.bleuberi import Bleuberi, answer_in, bleu, reference_statistics, tokenize_13a
+from trl_rewards_bleuberi import bleu as bleu_module
+from trl_rewards_bleuberi.answers import answer_in
+from trl_rewards_bleuberi.bleu import (
+    SACREBLEU,
+    bleu,
+    count_compiled,
+    count_matches,
+    reference_statistics,
+    tokenize_13a,
+)
+from trl_rewards_bleuberi.bleuberi import Bleuberi
 
 from trl_rewards import Samples, load_reward
 
@@ -32,14 +41,89 @@ def test_answers_are_those_of_the_authors_code(case):
     assert answer_in(case["text"]) == case["expected"]
 
 
+def odd_strings(count):
+    """Every trap of the tokeniser: entities, hyphens at line ends, separators that only Python splits at."""
+    characters = "aZé今7.,-–'\"&;/<>[]{}~_ \n\t\r\x1c\x1f\x85\u3000\u00a0"
+    pieces = [*characters, "&amp;", "&quot;", "&lt;", "<skipped>", "-\n", "1.5", "...", "the ", "cat "]
+    rng = random.Random(0)
+    return ["".join(rng.choices(pieces, k=rng.randrange(12))) for _ in range(count)]
+
+
 def test_tokens_are_those_of_sacrebleu_on_odd_strings():
     reference = pytest.importorskip("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
-    characters = "aZé今7.,-–'\"&;/<>[]{}~_ \n\t\r\x1c\u3000\u00a0"
-    pieces = [*characters, "&amp;", "&quot;", "&lt;", "<skipped>", "-\n", "1.5", "..."]
-    rng = random.Random(0)
-    for _ in range(3000):
-        text = "".join(rng.choices(pieces, k=rng.randrange(12)))
+    for text in odd_strings(3000):
         assert tokenize_13a(text) == reference(text).split(), repr(text)
+
+
+def test_memory_of_tokens_is_bounded_and_takes_no_long_lines():
+    cache = bleu_module._known_word
+    assert cache.cache_info().maxsize == 2**16
+    before = cache.cache_info().misses
+    assert tokenize_13a("今" * 33 + ",") == ["今" * 33, ","]
+    assert cache.cache_info().misses == before
+
+
+def some_texts(rng):
+    """An answer and two references that share words with it."""
+    return [" ".join(rng.choices("abcdefgh", k=rng.randrange(1, 12))) for _ in range(3)]
+
+
+@pytest.mark.parametrize("effective_order", [True, False])
+@pytest.mark.parametrize(
+    ("smoothing", "value"),
+    [("exp", None), ("none", None), ("floor", None), ("floor", 0.5), ("add_k", None), ("add_k", 0.5)],
+)
+def test_sacrebleu_convention_is_its_sentence_score(smoothing, effective_order, value):
+    metrics = pytest.importorskip("sacrebleu.metrics")
+    method = smoothing.replace("_", "-")
+    reference = metrics.BLEU(smooth_method=method, smooth_value=value, effective_order=effective_order)
+    options = {"smoothing": smoothing, "effective_order": effective_order, "smooth_value": value}
+    rng = random.Random(2)
+    odd = odd_strings(300)
+    texts = [some_texts(rng) for _ in range(200)] + [["the cat-\n", "the cat-", "a"], ["a", "a b", "c"]]
+    texts += [[odd[row], odd[row + 1], "the cat"] for row in range(0, 299, 2) if odd[row + 1].strip()]
+    found = score(
+        [answer for answer, *_ in texts],
+        [references for _, *references in texts],
+        convention="sacrebleu",
+        extract_answer=False,
+        **options,
+    )
+    for (answer, *references), mine in zip(texts, found, strict=True):
+        theirs = reference.sentence_score(answer, references).score / 100
+        assert mine == pytest.approx(theirs, abs=1e-15), (answer, references)
+
+
+def test_sacrebleu_convention_by_itself_is_sentence_bleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references = ["The cat is on the mat.", "There is a cat on the mat, asleep."]
+    for answer in ("The cat sat on a mat.", "A cat", "dog", "There is a cat on the mat, asleep."):
+        theirs = sacrebleu.sentence_bleu(answer, references).score / 100
+        assert score([answer], [references], convention="sacrebleu") == pytest.approx([theirs], abs=1e-15)
+
+
+@pytest.mark.parametrize("ref_length", ["min", "closest"])
+def test_bleuscore_counts_the_same(ref_length):
+    pytest.importorskip("bleuscore")
+    rng = random.Random(3)
+    odd = odd_strings(1500)
+    texts = [some_texts(rng) for _ in range(300)] + [odd[row : row + 3] for row in range(0, 1500, 3)]
+    for answer, *references in texts:
+        mine, theirs = (count(answer, tuple(references), 4, ref_length) for count in (count_matches, count_compiled))
+        if mine is not None and not mine.length:
+            mine = mine._replace(ref_length=0)  # nothing to compare
+        assert theirs == mine, (answer, references)
+
+
+def test_compiled_scores_are_the_same():
+    pytest.importorskip("bleuscore")
+    completions = [FOX, "the lazy dog", "", "<skipped>", "dog-\n"]
+    references = [[FOX, "dog"], ["a lazy dog", ""], ["x"], ["x"], ["dog-\n"]]
+    for convention in ("evaluate", "sacrebleu"):
+        plain, compiled = (
+            score(completions, references, convention=convention, compiled=compiled) for compiled in (False, True)
+        )
+        assert compiled == plain
 
 
 def test_score_worked_by_hand():
@@ -83,13 +167,42 @@ def test_extract_answer_off_scores_the_whole_completion():
 
 
 def test_without_smoothing_a_missing_order_scores_0():
-    assert score(["the cat sat"], [["the cat sat"]], smooth=False) == [0.0]
-    assert score(["the cat sat"], [["the cat sat"]], smooth=False, max_order=3) == [1.0]
+    assert score(["the cat sat"], [["the cat sat"]], smoothing="none") == [0.0]
+    assert score(["the cat sat"], [["the cat sat"]], smoothing="none", max_order=3) == [1.0]
+    assert score(["the cat sat"], [["the cat sat"]], smoothing="none", effective_order=True) == [1.0]
 
 
-def test_smooth_unigrams_off_gives_a_wrong_word_0():
+def test_add_k_gives_a_wrong_word_0():
     assert score(["London"], [["Paris"]])[0] == pytest.approx(0.5**0.25)
-    assert score(["London", "Paris"], [["Paris"], ["Paris"]], smooth_unigrams=False) == [0.0, 1.0]
+    assert score(["London", "Paris"], [["Paris"], ["Paris"]], smoothing="add_k") == [0.0, 1.0]
+
+
+def test_effective_order_leaves_out_orders_without_ngrams():
+    assert score(["London"], [["Paris"]], effective_order=True) == [0.5]  # (0 + 1) / (1 + 1)
+
+
+def test_smoothing_worked_by_hand():
+    # 3 tokens: 2 of 3 unigrams, 0 of 2 bigrams, 0 of 1 trigram.
+    texts = {"completions": ["a x b"], "references": [["a b c"]]}
+    for smoothing, rest in {"exp": 1 / 4 * 1 / 4, "floor": 0.1 / 2 * 0.1 / 1, "add_one": 1 / 3 * 1 / 2 * 1}.items():
+        orders, unigrams = (4, 3 / 4) if smoothing == "add_one" else (3, 2 / 3)
+        found = score(**texts, smoothing=smoothing, effective_order=smoothing != "add_one")
+        assert found == pytest.approx([(unigrams * rest) ** (1 / orders)]), smoothing
+
+
+def test_one_bleu_per_reference_is_averaged_or_the_best_is_taken():
+    references = ["the cat", "sat on the mat", ""]
+    each = [score(["the cat sat on the mat"], [[text]])[0] for text in references[:2]]
+    assert score(["the cat sat on the mat"], [references], over_references="mean") == pytest.approx([sum(each) / 2])
+    assert score(["the cat sat on the mat"], [references], over_references="max") == [max(each)]
+    assert score(["the cat sat on the mat"], [references])[0] > max(each)  # jointly they cover all but one n-gram
+    assert score(["x"], [[""]], over_references="mean") == [None]
+
+
+def test_references_are_counted_once_for_the_completions_of_a_prompt():
+    reference_statistics.cache_clear()
+    score([f"the cat sat on mat {row}" for row in range(8)], [["the cat", "on the mat"]] * 8)
+    assert reference_statistics.cache_info().misses == 1
 
 
 def test_closest_reference_length_takes_the_shorter_of_two_equally_close():
@@ -101,9 +214,17 @@ def test_closest_reference_length_takes_the_shorter_of_two_equally_close():
     assert closest == pytest.approx(shortest * 2.718281828459045 ** (1 - 8 / 7))
 
 
-def test_max_order_must_be_positive():
-    with pytest.raises(ValueError, match="max_order must be at least 1, got 0"):
-        Bleuberi(max_order=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_order": 0}, "max_order must be at least 1, got 0"),
+        ({"smooth_value": 0.5}, "smooth_value belongs to smoothing add_k or floor; smoothing is add_one"),
+        ({"smooth_value": 0.0, "smoothing": "floor"}, "smooth_value must be above 0, got 0.0"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Bleuberi(**options)
 
 
 def test_invariants_on_random_texts():
@@ -116,10 +237,11 @@ def test_invariants_on_random_texts():
         assert bleu(answer, tuple(reversed(references))) == value  # the order of references does not matter
         assert bleu(answer, (*references, references[0])) == value  # nor does saying one twice
         assert bleu(answer, (*references, answer)) == pytest.approx(1.0)  # identical to one of them
+        assert 0 <= (bleu(answer, tuple(references), SACREBLEU) or 0.0) <= 1 + 1e-12
 
 
 def test_is_a_trl_reward_function_under_its_registered_name():
-    reward = load_reward(register_rewards()["bleuberi"], references="solution")
+    reward = load_reward("bleuberi", references="solution")
     assert reward.reads() == ("solution",)
     scores = reward(prompts=["q"], completions=[[{"role": "assistant", "content": FOX}]], solution=[[FOX]])
     assert scores == [1.0]

@@ -1,0 +1,1 @@
+"""The tools of Themis.  https://huggingface.co/papers/2310.01045"""
