@@ -45,8 +45,9 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
     """Write the chosen rows, JSONL or Parquet by the name, with a dataset card and a plot; a summary in lines.
 
     They are rows of the dataset with `<source>_score` for each source, and `total_score` where that is another number,
-    each the mean over the row's completions; the total decides. Rows that lack a prompt, a completion, or something in a column that a reward
-    reads, are left out first. What an interrupted call sampled and scored is kept beside `out` until all is written.
+    each the mean over the row's completions; the total decides. Rows that lack a prompt, a completion, or something in
+    a column that a reward reads, are left out first. What an interrupted call sampled and scored is kept beside `out`
+    until all is written.
     """
     path = "" if options.completions else loading.path or recipe.trl.get("model_name_or_path") or ""
     card, plot = out.with_suffix(".md"), out.with_suffix(".png")
