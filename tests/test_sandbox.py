@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from trl_rewards import RewardError
 from trl_rewards.sandbox import Limits, Outcome, Program, open_sandbox, opening, run_tests
 from trl_rewards.sandbox.local import Unsafe, landlock_version
 from trl_rewards.sandbox.programs import status_of
-from trl_rewards.sandbox.selftest import leaks
+from trl_rewards.sandbox.selftest import PROBE, leaks
 
 CONFINED = [
     pytest.param(
@@ -505,6 +506,20 @@ def test_64_programs_at_once_keep_their_order(sandbox):
     assert [[result.status for result in results] for results in tests] == [["passed", "failed"]] * 8
 
 
+def test_installed_packages_where_they_are_allowed():
+    source = "import numpy\nprint(numpy.arange(3).sum())"
+    with open_any() as sandbox:
+        assert "ModuleNotFoundError" in sandbox.run(Program(source=source)).stderr
+        use = sandbox.name
+    with open_sandbox(use, packages=True) as sandbox:
+        outcome = sandbox.run(Program(source=source, limits=Limits(memory_mb=1024)))
+        assert outcome.stdout == "3\n", outcome
+        code = "import numpy\ndef f(x): return numpy.float64(x)\ndef g(x): return numpy.array([x, x])"
+        tests = ["assert f(2) == 2.0", "import numpy\nassert (g(2) == numpy.array([2, 2])).all()"]
+        results = run_tests(sandbox, code, tests, timeout=20, limits=Limits(memory_mb=1024))
+        assert [result.status for result in results] == ["passed"] * 2, results
+
+
 def open_any():
     try:
         return open_sandbox()
@@ -550,6 +565,24 @@ def test_a_sandbox_that_does_not_come_up_is_no_verdict(monkeypatch, sandbox):
     (result,) = run_tests(sandbox, "x = 1", ["assert x == 1"])
     assert (result.status, "broken" in result.message) == ("infra", True)
     assert "runs no program" in leaks(sandbox)[0]
+
+
+def promises() -> dict[str, dict[str, str]]:
+    """docs/sandbox.md: backend -> what a program does there -> the table's word for it."""
+    page = (Path(__file__).parent.parent / "docs/sandbox.md").read_text(encoding="utf-8")
+    lines = page[page.index("| a program |") :].partition("\n\n")[0].splitlines()
+    (_, *backends), _, *rows = ([cell.strip(" *") for cell in line.strip("| ").split("|")] for line in lines)
+    return {name: {row[0]: row[number] for row in rows} for number, name in enumerate(backends, start=1)}
+
+
+def test_what_the_documentation_promises_is_what_the_self_test_finds(sandbox):
+    assert set(promises()[sandbox.name].values()) == {"no"}
+    assert leaks(sandbox) == []
+    with open_sandbox("unsafe", allow_unsafe=True) as unsafe:
+        found = leaks(unsafe)
+    said = promises()["unsafe"]
+    assert list(said) == re.findall(r'(?:tried\(|append\()"([^"]+)"', PROBE)
+    assert {what for what, word in said.items() if word == "yes"} == set(found) - {"raises its own limits"}
 
 
 @pytest.mark.parametrize(

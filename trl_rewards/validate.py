@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
+from trl_rewards.components import resolve_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.recipe import Recipe, parse_trl
 
@@ -32,6 +34,7 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
     problems = [] if model.model_name_or_path else [f"model_name_or_path: a {needed} is needed"]
     name = script.dataset_name or ""
     local = name.startswith((BUNDLED, ".", "/", "~")) or name.endswith((".json", ".jsonl", ".csv", ".parquet"))
+    local = local or os.path.isdir(resolve_path(name, recipe.base_dir))
     if not name or local:
         try:
             splits = load_recipe_data(recipe, script, mixture)

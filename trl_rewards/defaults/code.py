@@ -198,7 +198,7 @@ def read_tests(value: Any, column: str = "tests") -> list[str] | list[Pair]:
         case str():
             return [read]
         case Sequence() if all(isinstance(test, str) for test in read):
-            return list(read)
+            return [str(test) for test in read]
         case Sequence() if all(isinstance(test, Mapping) and {"input", "output"} <= set(test) for test in read):
             return [Pair(_lines(test["input"]), _lines(test["output"])) for test in read]
     raise RewardError(

@@ -11,6 +11,7 @@ import importlib.util
 import time
 from typing import Any
 
+from trl_rewards.errors import RewardError
 from trl_rewards.sandbox.programs import (
     Limits,
     Outcome,
@@ -33,8 +34,11 @@ class Monty(Sandbox):
             raise ValueError('the monty sandbox needs pydantic-monty: pip install "trl-rewards[sandbox]"')
         self._monty: Any = importlib.import_module("pydantic_monty")
         self.processes = processes or usable_processors()
-        self._workers = self._monty.Monty(min_processes=1, max_processes=self.processes)
-        self._workers.__enter__()
+        try:
+            self._workers = self._monty.Monty(min_processes=1, max_processes=self.processes)
+            self._workers.__enter__()
+        except OSError as error:
+            raise RewardError(f"the monty sandbox does not start: {error}") from None
 
     def run(self, program: Program) -> Outcome:
         if program.stdin or program.files:

@@ -336,14 +336,15 @@ OPERATIONS: dict = {
 class Judge(Peer):
     """The tests' end, which trusts the other with nothing but plain values and calls of what tests hand out."""
 
-    unfit = ""
-    """What a test handed out that cannot travel."""
+    def __init__(self, reading, writing):
+        super().__init__(reading, writing)
+        self.unfit = []  # what tests handed out that cannot travel
 
     def hand_out(self, value):
         own = getattr(type(value), "__module__", None) == "tests"
         if not own and not isinstance(value, types.FunctionType | types.MethodType | collections.abc.Iterator):
-            self.unfit = f"a test hands the code a {type(value).__name__}, which cannot travel to its process"
-            raise Unfit(self.unfit)
+            self.unfit.append(f"a test hands the code a {type(value).__name__}, which cannot travel to its process")
+            raise Unfit(self.unfit[-1])
 
     def permit(self, operation, arguments):
         target = arguments[0]
@@ -473,7 +474,7 @@ def look_up(peer, source, entry_point, known):
 
 def verdict(peer, test, shared, entry_point):
     """What came of one test."""
-    peer.unfit = ""
+    peer.unfit.clear()
     try:
         compiled = compile(test, "test", "exec")
         known = set(shared) - ({entry_point} if entry_point else set())
@@ -491,7 +492,7 @@ def verdict(peer, test, shared, entry_point):
     else:
         status, message = "passed", ""
     if peer.unfit:  # also where the test went on
-        status, message = "broken", peer.unfit
+        status, message = "broken", peer.unfit[0]
     return {"status": status, "message": message}
 
 

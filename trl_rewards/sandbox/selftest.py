@@ -12,7 +12,7 @@ from trl_rewards.sandbox.programs import Limits, Program, Sandbox
 
 _MEMORY_MB = 160
 _SECRET = "what no program may read"
-_PROBE = """
+PROBE = """
 import json, os, resource, socket, sys
 
 given, leaks = json.loads(sys.stdin.read()), []
@@ -71,7 +71,7 @@ def leaks(sandbox: Sandbox) -> list[str]:
                 "trainer": os.getpid(),
                 "memory": (_MEMORY_MB + 16) * 2**20,
             }
-            program = Program(source=_PROBE, stdin=json.dumps(given), limits=Limits(memory_mb=_MEMORY_MB, seconds=30))
+            program = Program(source=PROBE, stdin=json.dumps(given), limits=Limits(memory_mb=_MEMORY_MB, seconds=30))
             outcome = sandbox.run(program)
     if outcome.status != "ok":
         return [f"runs no program ({outcome.status}: {outcome.stderr.strip()[-300:]})"]

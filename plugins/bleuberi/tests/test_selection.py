@@ -74,8 +74,8 @@ def test_the_cpu_recipe_s_selection_works_as_written_and_its_rows_are_the_recipe
 
     monkeypatch.chdir(tmp_path)
     (command,) = re.findall(r"^ *trl-rewards (select .*)$", header_of("bleuberi/cpu"), re.MULTILINE)
-    done = CliRunner().invoke(app, [*shlex.split(command), "--limit", "12", "--count", "6"])
+    done = CliRunner().invoke(app, [*shlex.split(command), "--limit", "6", "--count", "3"])
     assert done.exit_code == 0, done.exception
     checked = CliRunner().invoke(app, ["validate", "bleuberi/cpu"])
     assert checked.exit_code == 0, checked.exception
-    assert "dataset runs/bleuberi/hard: test 200, train 6 rows" in checked.output
+    assert "dataset runs/bleuberi/hard: test 200, train 3 rows" in checked.output
