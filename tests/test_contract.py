@@ -106,7 +106,7 @@ ELSEWHERE = {
     "themis_served",
 }
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
-TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
+TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
 """Tools, which are checked by their plugins' own tests."""
 
 
