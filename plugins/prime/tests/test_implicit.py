@@ -74,3 +74,10 @@ def test_opponents_are_worse_for_the_right_and_better_for_the_wrong():
     sums, outcomes = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1.0, 0.5, 0.0, 0.0])
     close(others(sums, outcomes, 4), [14 / 3, 6, 1.5, 1.5])
     assert others(sums, torch.ones(4), 4).tolist() == [0.0] * 4
+
+
+def test_a_row_without_an_outcome_is_nobodys_opponent():
+    sums, outcomes = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1.0, float("nan"), 0.0, 0.0])
+    assert others(sums, outcomes, 4).tolist() == [6.0, 0.0, 1.0, 1.0]
+    found, without = best_of_n_weights(outcomes, 4), best_of_n_weights(outcomes[[0, 2, 3]], 3)
+    torch.testing.assert_close(found[[0, 2, 3]], without)

@@ -56,7 +56,8 @@ def ce_loss(sums: Tensor, outcomes: Tensor) -> Tensor:
 def others(sums: Tensor, outcomes: Tensor, group_size: int) -> Tensor:
     """Mean β Σ q of a row's opponents, 0 without any, without gradient: (N,), (N,) -> (N,).
 
-    Opponents of a row with an outcome above 0 are those of its group with a lower one, else those with a higher one.
+    Opponents of a row with an outcome above 0 are those of its group with a lower one, else those with a higher one. A
+    row without an outcome (NaN) has none, and is none.
     """
     q, acc = sums.detach().view(-1, group_size), outcomes.view(-1, group_size)
     mine, theirs = acc[:, :, None], acc[:, None, :]
@@ -75,8 +76,10 @@ def dpo_loss(sums: Tensor, outcomes: Tensor, against: Tensor) -> Tensor:
 def best_of_n_weights(values: Tensor, group_size: int) -> Tensor:
     """n · (share of the group at or below the row)^(n-1): how likelier best-of-n draws a row.  (N,) -> (N,).
 
-    verl's two best-of-n losses weigh `dpo_loss` by it, of outcomes (bon_acc) or of β Σ q (bon_rm), and add rows up.
+    verl's two best-of-n losses weigh `dpo_loss` by it, of outcomes (bon_acc) or of β Σ q (bon_rm), and add rows up. A
+    row with NaN counts neither in n nor in the share.
     """
     groups = values.detach().view(-1, group_size)
-    share = (groups[:, None, :] <= groups[:, :, None]).float().mean(dim=2)
-    return (group_size * share ** (group_size - 1)).view(-1)
+    count = (~groups.isnan()).sum(dim=1, keepdim=True).clamp(min=1)
+    share = (groups[:, None, :] <= groups[:, :, None]).sum(dim=2) / count
+    return (count * share ** (count - 1)).view(-1)

@@ -234,11 +234,11 @@ class Prime(InProcess, TokenReward, TrainableReward):
         outcome = outcomes[rows].to(sums.device)
         if every is None:
             return ce_loss(sums, outcome)
-        filled = outcomes.nan_to_num(nan=0.0)
-        loss = dpo_loss(sums, outcome, others(every, filled, size)[rows].to(sums.device))
+        loss = dpo_loss(sums, outcome, others(every, outcomes, size)[rows].to(sums.device))
         if self.loss == "dpo":
             return loss
-        weights = best_of_n_weights(filled if self.loss == "bon_acc" else every, size)
+        values = outcomes if self.loss == "bon_acc" else every.masked_fill(outcomes.isnan(), float("nan"))
+        weights = best_of_n_weights(values, size)
         return loss * weights[rows].to(sums.device)
 
     def _outcomes(self, batch: RewardBatch) -> Tensor:
@@ -330,6 +330,8 @@ class _AdapterModel:
 
     def _logps(self, ids: Tensor, attention: Tensor, width: int) -> Tensor:
         """(B, width) float32 log-probabilities of the last `width` tokens."""
+        import torch
+
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
         logits = self.model(
             input_ids=ids,
@@ -338,7 +340,8 @@ class _AdapterModel:
             use_cache=False,
             logits_to_keep=width + 1,
         ).logits[:, :-1]
-        return logits.float().log_softmax(dim=-1).gather(2, ids[:, -width:, None]).squeeze(2)
+        chosen = logits.gather(2, ids[:, -width:, None]).squeeze(2).float()
+        return chosen - torch.stack([row.float().logsumexp(dim=-1) for row in logits])  # one row's copy at a time
 
 
 class PrimeNorm(TokenShaper):
