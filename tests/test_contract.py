@@ -51,10 +51,7 @@ OBJECTIVES = {
     "polar": ({}, {}),
     "themis": (
         {},
-        {
-            name: ["a", "b", "c"]
-            for name in ("prompt", "chosen", "rejected", "chosen_trace", "rejected_trace")
-        },
+        {name: ["a", "b", "c"] for name in ("prompt", "chosen", "rejected", "chosen_trace", "rejected_trace")},
     ),
     "regression": (
         {"scale": [0.0, 4.0], "rank": 0.1},

@@ -603,7 +603,8 @@ def test_traces_follow_their_rows_through_repeats_calls_and_pickles(tmp_path):
     texts = ["one", "three", "one", "hole", "none"]
     samples = make_samples(texts, group_size=1)
     for running in ({}, {"concurrency": 2}, {"cache": str(tmp_path / "scores.sqlite")}):
-        pipeline = Pipeline([Source("explains", Explains(), max_failures=1.0, **running), Source("b", Explains(), max_failures=1.0)])
+        sources = [Source("explains", Explains(), max_failures=1.0, **running)]
+        pipeline = Pipeline([*sources, Source("b", Explains(), max_failures=1.0)])
         batch = pipeline.score(samples)
         assert batch.scores.values[:3].tolist() == [[3, 3], [5, 5], [3, 3]]
         told = {"text": "one"}

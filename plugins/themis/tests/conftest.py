@@ -22,9 +22,7 @@ def make_tokenizer():
     tokenizer.decoder = decoders.Fuse()
     special = ["<pad>", "<unk>", "</s>", "<start_tool>", "<start_observation>", "<start_work>"]
     tokenizer.train_from_iterator(WORDS, trainers.WordLevelTrainer(special_tokens=special))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def make_model(folder, tied=False):

@@ -103,7 +103,8 @@ def test_a_reward_model_may_read_what_the_server_writes(themis_path, tmp_path):
     assert not any(request.get("logprobs") for request in server.asked)
     text = (
         "### USER:\nQuestion: 3 + 4\nAnswer: 7\n### ASSISTANT:\n<start_tool> Thought: I compute it.\n"
-        "Action: arithmetic\nAction Input: 3 + 4\n<start_observation> Observation: 7\n<start_work> Work: 7 is right.</s>"
+        "Action: arithmetic\nAction Input: 3 + 4\n<start_observation> Observation: 7\n"
+        "<start_work> Work: 7 is right.</s>"
     )
     scorer = load_scorer(Loading(path=str(tmp_path), dtype="float32", device="cpu"))
     assert [score] == pytest.approx(scorer.score_texts([text], add_special_tokens=True))
