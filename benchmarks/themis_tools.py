@@ -6,7 +6,7 @@
 
 The records have TARA's schema and are made by rule from the bundled arithmetic questions: a right and a wrong reply in
 the bundled policy's form, without its thinking, and for each the thought, the expression that the tool `arithmetic` is
-given, its value, and a rationale that compares the two. No question of the test split is learned.
+given, its value, and a rationale that puts the two side by side. No question of the test split is learned.
 
 Measured is how often the better reply of a held-out pair gets the higher score:
 
@@ -70,11 +70,9 @@ def record(rng: random.Random, question: make.Question, number: int, wrong: str)
     for side, kind in (("pos_answer", "clean"), ("neg_answer", wrong)):
         reply = without_thinking(make.REPLIES[kind](rng, question))
         said = re.findall(r"\d+", reply)
-        verdict = "No number."
-        if said:
-            verdict = f"{said[-1]} and {value}. They {'agree' if said[-1] == value else 'differ'}."
+        found = f"The answer says {said[-1]}, the tool says {value}." if said else "The answer says nothing."
         if kind in ("bare", "ramble"):
-            verdict += " The form is wrong."
+            found += " The form is wrong."
         sides[side] = {
             "answer": reply,
             "score": 1.0 if kind == "clean" else -1.0,
@@ -84,7 +82,7 @@ def record(rng: random.Random, question: make.Question, number: int, wrong: str)
                 "Action Input": expression(question),
                 "Observation": value,
             },
-            "score_agent": {"explanation": verdict, "score": "1" if kind == "clean" else "-1"},
+            "score_agent": {"explanation": found, "score": "1" if kind == "clean" else "-1"},
         }
     return {"id": f"arithmetic_{number}", "question": question.text, **sides}
 
@@ -196,8 +194,9 @@ def train(out: Path, objective: str, target: Path, seed: int, overrides: dict[st
             remove_columns=["chosen_trace", "rejected_trace"],
         )
     started = time.process_time()
+    options = (recipe.objective.options if recipe.objective else {}) if objective == "themis" else {}
     trainer = RewardTrainer(
-        model=str(out / "base"), args=args, train_dataset=rows, objective=load_objective(objective)
+        model=str(out / "base"), args=args, train_dataset=rows, objective=load_objective(objective, **options)
     )
     trainer.train()
     trainer.save_model(str(target))

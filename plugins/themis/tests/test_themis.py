@@ -54,9 +54,8 @@ def test_stopping_at_an_observation_writes_what_cutting_afterwards_leaves(themis
 
     writer._model.generate = counted
     stopped = writer.write(texts)
-    monkeypatch.setattr(
-        "trl_rewards_themis.writing.AtObservation.__call__", lambda self, ids, scores, **_: ids[:, 0] < 0
-    )
+    never = "trl_rewards_themis.writing.AtObservation.__call__"
+    monkeypatch.setattr(never, lambda self, ids, scores, **_: ids[:, 0] < 0)
     whole = writer.write(texts)
     assert stopped == whole == [cut(text) for text in whole]
     assert lengths[0] < lengths[1], "no row asked for an observation, so nothing was tried here"
@@ -195,10 +194,8 @@ def test_trajectories_are_written_beside_the_scores(themis_path, write, tmp_path
 
     from trl_rewards.cli import app
 
-    recipe = write(
-        "recipe.yaml",
-        f"trainer: grpo\nrewards:\n  - use: themis\n    with: {json.dumps({'path': themis_path} | OPTIONS)}\n",
-    )
+    options = json.dumps({"path": themis_path} | OPTIONS)
+    recipe = write("recipe.yaml", f"trainer: grpo\nrewards:\n  - use: themis\n    with: {options}\n")
     rows = [{"prompt": p, "completion": [a, "7"]} for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     data = write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     trace = tmp_path / "trace.jsonl"
