@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def write_files(folder: str, files: Mapping[str, str]) -> None:
 
 
 def is_over(folder: str, most_bytes: int) -> bool:
-    """Whether a folder holds more than so many bytes or MOST_ENTRIES. Follows no links."""
+    """Whether a folder holds more than so many bytes or MOST_ENTRIES, or hides what it holds. Follows no links."""
     used, entries, waiting = 0, 0, [folder]
     while waiting:
         try:
@@ -35,18 +36,21 @@ def is_over(folder: str, most_bytes: int) -> bool:
                     except FileNotFoundError:
                         continue
                     used += about.st_blocks * 512
-                    if stat.S_ISDIR(about.st_mode):
+                    if stat.S_ISDIR(about.st_mode) and about.st_mode & 0o300 == 0o300:  # others stay empty
                         waiting.append(entry.path)
                     if used > most_bytes or entries > MOST_ENTRIES:
                         return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone meanwhile
         except OSError:
-            continue  # gone meanwhile, without permission to look, or deeper than a path may be long
+            return True  # no permission to look, or deeper than a path may be long: what is in there has no end
     return False
 
 
 def remove(folder: str) -> None:
     """Remove a folder and all in it. Deep trees are lifted level by level, since paths and recursion have an end."""
-    names = (f".{number}.lifted" for number in itertools.count())
+    prefix = secrets.token_hex(8)  # a name that the program chose too could not be taken
+    names = (f".{prefix}-{number}" for number in itertools.count())
     os.chmod(folder, 0o700)
     while entries := list(os.scandir(folder)):
         for entry in entries:

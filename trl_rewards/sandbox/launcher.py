@@ -4,7 +4,8 @@
 
 A separate start instead of `preexec_fn`, which may deadlock in a trainer that has threads. Imports little: that is
 paid for every program. When all limits hold it writes `ok` to the descriptor that it was told, which closes
-with exec, so that nobody takes a sandbox that did not come up for a program that failed.
+with exec, and `no` after it if something fails yet, so that nobody takes a sandbox that did not come up for a program
+that failed.
 """
 
 import ctypes
@@ -91,11 +92,14 @@ def main():
         drop_capabilities()
         if config["landlock"]:
             restrict_files(*config["landlock"])
-        os.write(ready, b"ok")
-        restrict_calls(config["seccomp"])
-    else:
-        os.write(ready, b"ok")
-    os.execve(config["command"][0], config["command"], config["env"])
+    os.write(ready, b"ok")
+    try:
+        if config["kernel"]:
+            restrict_calls(config["seccomp"])
+        os.execve(config["command"][0], config["command"], config["env"])
+    except BaseException:
+        os.write(ready, b"no")
+        raise
 
 
 main()
