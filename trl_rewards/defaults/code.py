@@ -17,7 +17,7 @@ from trl_rewards.errors import RewardError
 from trl_rewards.samples import Failed, Samples
 from trl_rewards.sandbox import Limits, Program, Sandbox, Suite, TestResult, check_choice, open_sandbox
 
-_FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(`{3,})([^\n`]*)\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
 class CodeTests(Reward):
@@ -214,7 +214,7 @@ def find_code(text: str, prefix: str = "") -> str | None:
     does something. `prefix` comes first in what is returned.
     """
     text = text.rpartition("</think>")[2]
-    blocks = [(language.lower(), code) for _, language, code in _FENCE.findall(text)]
+    blocks = [(re.split(r"[^\w+-]", info.strip(), maxsplit=1)[0].lower(), code) for _, info, code in _FENCE.findall(text)]
     python = [code for language, code in blocks if language in ("python", "py", "python3")]
     found = (python or [code for language, code in blocks if not language])[-1:]
     if found:
