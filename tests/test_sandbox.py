@@ -381,6 +381,7 @@ def f(x):
     harness = sys.modules['__main__']
     raise (harness.Gone if x == 2 else harness.Late)('passed')
 """,
+    "ends the test's loops": "def f(x): raise StopIteration",
     "ends the tests from inside": "def f(x): raise KeyboardInterrupt",
     "answers nonsense": """
 import os
@@ -411,6 +412,7 @@ def test_no_pass_is_forged(sandbox, kind):
         "assert abs(f(2) - 4) < 1e-6",
         "assert 4 in [f(2)] and f(2) in [4]",
         "assert not f(2) != 4",
+        "assert all(map(lambda x: f(x) == 4, [2, 2]))",
     ]
     results = run_tests(sandbox, FORGERIES[kind], tests, timeout=10)
     assert [result.status for result in results] == ["failed"] * len(tests), results
