@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import RewardConfig
 from trl_rewards_themis.losses import pair_accuracy
 from trl_rewards_themis.tara import DROPOUT, rows_of
-from trl_rewards_themis.trajectory import MARKS, user_text
+from trl_rewards_themis.trajectory import MARKS, user_text, without_marks
 
 from trl_rewards import RewardTrainer, Samples, bundled, load_objective, load_reward
 from trl_rewards.bundled import make
@@ -117,14 +117,12 @@ def records(seed: int = 0) -> tuple[list[dict], list[dict]]:
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Words with the space before them, numbers and signs."""
+    """Words with the space before them, digits and signs."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?\w+>|\d+| ?\p{L}+|\s|[^\s\p{L}\d]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?\w+>|\d| ?\p{L}+|\s|[^\s\p{L}\d]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     special = ["<pad>", "<unk>", "</s>", *MARKS]
-    tokenizer.train_from_iterator(
-        [*texts, " ".join(map(str, range(300)))], trainers.WordLevelTrainer(vocab_size=2000, special_tokens=special)
-    )
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=2000, special_tokens=special))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -141,7 +139,7 @@ def make_base(folder: Path, rows: list[dict], seed: int) -> None:
         text
         for row in rows
         for side in ("chosen", "rejected")
-        for text in (user_text(row["prompt"], row[side]), row[f"{side}_trace"])
+        for text in (user_text(row["prompt"], row[side]), without_marks(row[f"{side}_trace"]))
     ]
     tokenizer = make_tokenizer(texts)
     torch.manual_seed(seed)
@@ -149,7 +147,7 @@ def make_base(folder: Path, rows: list[dict], seed: int) -> None:
         **SHAPE,
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,  # what is copied is then easy to say
         initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

@@ -22,6 +22,7 @@ from trl_rewards.testing import (
     check_reward,
     check_selector,
     check_shaper,
+    check_token_shaper,
     make_samples,
 )
 
@@ -57,6 +58,7 @@ SHAPERS = {
     "tanh": ({}, {}),
     "whiten": ({}, {}),
 }
+TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
 COMBINERS = {
     "bleu_rm": {},
     "mean": {},
@@ -66,7 +68,17 @@ COMBINERS = {
     "product": {},
     "weighted_sum": {},
 }
-ADVANTAGES = {"batch_norm": {}, "bnpo": {}, "center": {}, "gae": {}, "group_norm": {}, "leave_one_out": {}}
+ADVANTAGES = {
+    "batch_norm": {},
+    "bnpo": {},
+    "center": {},
+    "gae": {},
+    "group_norm": {},
+    "leave_one_out": {},
+    "prime_grpo": {"whiten": False},  # whitening takes the mean of all tokens away, which is 0 but for the rounding
+    "prime_reinforce": {},
+    "prime_rloo": {"whiten": False},
+}
 SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}
 
@@ -86,6 +98,7 @@ OBJECTIVES = {
 ELSEWHERE = {
     "bertscore",
     "polar",
+    "prime",
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",
@@ -93,7 +106,7 @@ ELSEWHERE = {
     "themis_served",
 }
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
-TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
+TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
 """Tools, which are checked by their plugins' own tests."""
 
 
@@ -101,7 +114,7 @@ TOOLS = {"calculator", "calendar", "code", "translator", "weather", "web_search"
     ("kind", "table"),
     [
         ("reward", REWARDS),
-        ("shaper", SHAPERS),
+        ("shaper", SHAPERS | TOKEN_SHAPERS),
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
         ("objective", OBJECTIVES),
@@ -147,6 +160,11 @@ def test_reward_keeps_its_contract(name, request):
 def test_shaper_keeps_its_contract(name):
     options, columns = SHAPERS[name]
     check_shaper(load_shaper(name, **options), **columns)
+
+
+@pytest.mark.parametrize("name", sorted(TOKEN_SHAPERS))
+def test_shaper_of_tokens_keeps_its_contract(name):
+    check_token_shaper(load_shaper(name, **TOKEN_SHAPERS[name]))
 
 
 @pytest.mark.parametrize("name", sorted(COMBINERS))

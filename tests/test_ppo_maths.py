@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from trl_rewards.maths import gae, whiten_masked
+from trl_rewards.maths import gae, token_rewards, whiten_masked
 from trl_rewards.trainers.critic import value_loss
 from trl_rewards.trainers.kl import KLController, kl_per_token
-from trl_rewards.trainers.ppo import token_rewards
 from trl_rewards.trainers.ppo_config import PPOConfig
 
 

@@ -571,6 +571,20 @@ def test_64_programs_at_once_keep_their_order(sandbox):
     assert [[result.status for result in results] for results in tests] == [["passed", "failed"]] * 8
 
 
+def test_installed_packages_where_they_are_allowed():
+    source = "import numpy\nprint(numpy.arange(3).sum())"
+    with open_any() as sandbox:
+        assert "ModuleNotFoundError" in sandbox.run(Program(source=source)).stderr
+        use = sandbox.name
+    with open_sandbox(use, packages=True) as sandbox:
+        outcome = sandbox.run(Program(source=source, limits=Limits(memory_mb=1024)))
+        assert outcome.stdout == "3\n", outcome
+        code = "import numpy\ndef f(x): return numpy.float64(x)\ndef g(x): return numpy.array([x, x])"
+        tests = ["assert f(2) == 2.0", "import numpy\nassert (g(2) == numpy.array([2, 2])).all()"]
+        results = run_tests(sandbox, code, tests, timeout=20, limits=Limits(memory_mb=1024))
+        assert [result.status for result in results] == ["passed"] * 2, results
+
+
 def open_any():
     try:
         return open_sandbox()

@@ -88,6 +88,7 @@ def test_rows_without_a_reference_or_prompt_are_left_out_and_holes_are_counted(s
     words = ("--completions", "answer_7b", *rewards, "--count", "9")
     result, chosen = select(rows, *words)
     assert result.exit_code == 0, result.exception
+    assert chosen[0]["total_score"] == chosen[0]["f_score"] == 3.0
     assert "4 without 'references' left out, 1 without 'prompt' left out" in result.output
     assert "4 scored, 1 of them without a score" in result.output
     assert [row["answer_7b"] for row in chosen] == ["ccc", "dd", "a"]

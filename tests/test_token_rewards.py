@@ -41,16 +41,16 @@ def test_a_process_reward_counts_as_its_sum_and_keeps_its_tokens_weighted():
     assert batch.scores.values[:, 0].tolist() == pytest.approx([0.6, float("nan"), float("nan"), 1.5], nan_ok=True)
     assert batch.scores.status[:, 0].tolist() == [0, 1, 2, 0]
     wanted = [[0.2, 0.4, 0.6], [0, 0, 0], [0, 0, 0], [1.4, 1.6, 0]]
-    assert batch.token_rewards.tolist() == [pytest.approx(row) for row in wanted]
+    assert batch.process_rewards.tolist() == [pytest.approx(row) for row in wanted]
 
 
 def test_several_process_rewards_add_up_token_by_token():
     batch = scored(Source("a", Ids(), Schedule.parse(1.0)), Source("b", Ids(), Schedule.parse(-0.5)))
-    assert batch.token_rewards[3].tolist() == pytest.approx([0.35, 0.4, 0.0])
+    assert batch.process_rewards[3].tolist() == pytest.approx([0.35, 0.4, 0.0])
 
 
 def test_without_a_process_reward_there_are_no_token_rewards():
-    assert scored(Source("one", One())).token_rewards is None
+    assert scored(Source("one", One())).process_rewards is None
 
 
 def test_a_combiner_that_is_no_sum_sees_the_sum_of_the_tokens():
@@ -82,7 +82,7 @@ def test_a_nan_among_the_tokens_is_a_hole_and_infinity_a_failure():
 
     batch = scored(Source("odd", Odd()))
     assert batch.scores.status[:, 0].tolist() == [1, 2, 0, 0]
-    assert batch.token_rewards[:2].abs().sum() == 0
+    assert batch.process_rewards[:2].abs().sum() == 0
 
 
 PLUGIN = """
@@ -102,7 +102,7 @@ def test_tokens_come_back_from_isolated_processes(tmp_path):
     pipeline = Pipeline.from_recipe(Recipe.load(str(recipe), check_trl=False))
     batch = pipeline.score(SAMPLES, group_size=2)
     pipeline.close()
-    assert batch.token_rewards.tolist() == [[0.5, 0.5, 0.5], [0.5, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]
+    assert batch.process_rewards.tolist() == [[0.5, 0.5, 0.5], [0.5, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]
 
 
 def test_a_cache_is_refused_for_token_scores(tmp_path):

@@ -18,6 +18,7 @@ from trl_rewards.components import (
     Selector,
     Shaper,
     TokenReward,
+    TokenShaper,
     Tool,
     ToolCall,
     TrainableReward,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from trl_rewards.pipeline import Pipeline
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
+    from trl_rewards.scoring import World
     from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
     from trl_rewards.trainers.ppo import PPOTrainer
@@ -60,6 +62,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "World": "scoring",
     "PairOptions": "pairs",
     "DPOTrainer": "trainers.dpo",
     "GRPOTrainer": "trainers.grpo",
@@ -96,11 +99,13 @@ __all__ = [
     "Selector",
     "Shaper",
     "TokenReward",
+    "TokenShaper",
     "Tool",
     "ToolCall",
     "ToolError",
     "Traced",
     "TrainableReward",
+    "World",
     "hookimpl",
     "load_advantage",
     "load_combiner",

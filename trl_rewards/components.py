@@ -154,14 +154,17 @@ _TRL_EXTRAS = ("trainer_state", "log_extra", "log_metric", "environments")
 class TokenReward(Reward):
     """A process reward: one value per completion token. As a scalar source it counts as the sum of its values."""
 
-    def score_tokens(self, samples: Samples) -> list[list[float] | Score]:
+    def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
         """One value per completion token, row by row, as many as `samples.lengths` says; None or Failed for a row
-        without."""
+        without. A token's None says nothing of it: a reward of steps gives one value per step, at its last token."""
         raise NotImplementedError(f"{type(self).__name__} must define score_tokens(self, samples)")
 
     def score(self, samples: Samples) -> list[Score]:
         """Sum of the token values of each row."""
-        return [sum(values) if isinstance(values, list) else values for values in self.score_tokens(samples)]
+        return [
+            sum(value for value in values if value is not None) if isinstance(values, list) else values
+            for values in self.score_tokens(samples)
+        ]
 
 
 class TrainableReward(Reward):
@@ -201,9 +204,11 @@ class RewardBatch(NamedTuple):
     samples: Samples
     mask: Tensor | None = None
     """(N, T) 1 where a token is the policy's own and trained on."""
+    process_rewards: Tensor | None = None
+    """(N, T) the sources' process rewards, weighted and added up, where a source has any. 0 where it has none."""
     token_rewards: Tensor | None = None
-    """(N, T) what each token earned: process rewards of the sources, in PPO also the rest of the total, at the last
-    token, and the KL penalty. 0 on rows without a score. T is the longest row's."""
+    """(N, T) what each token earned: process rewards, the rest of the total at the row's last token, and in PPO the
+    KL penalty. 0 on rows without a score. T is the longest row's."""
     values: Tensor | None = None
     """(N, T) the critic's value of the text before each token, in PPO."""
     logps: Tensor | None = None
@@ -233,12 +238,29 @@ class Shaper(Component):
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
 
 
+class TokenShaper(Shaper):
+    """Bends the process rewards of one source: (N, T) -> (N, T). What it makes of a row counts as its sum.
+
+    Registered like any shaper, and named under `shape:` of a source that scores tokens.
+    """
+
+    def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
+        raise TypeError(f"{type(self).__name__} shapes the tokens of a process reward, not rows: use shape_tokens")
+
+    def shape_tokens(self, rewards: Tensor, scores: Scores, samples: Samples) -> Tensor:
+        """`rewards`: NaN where the source says nothing of a token, which must stay so; rows without a score are all
+        NaN. `scores`: of all sources, before shaping."""
+        raise NotImplementedError(f"{type(self).__name__} must define shape_tokens(self, rewards, scores, samples)")
+
+
 class Advantage(Component):
     """Turns rewards into a learning signal: (N,) per sequence, or (N, T) per token. NaN rewards give exactly 0."""
 
     level: ClassVar[Literal["sequence", "token"]] = "sequence"
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of RewardBatch that must be there, such as {"values"}: a trainer without them refuses it early."""
+    compares_groups: ClassVar[bool] = True
+    """Equal rewards of a group, and a group of one, give exactly 0."""
 
     def passes_over(self) -> tuple[str, ...]:
         """Parts of a recipe that it does not see, of "combine" and "shape": a warning says so where they are set."""

@@ -46,6 +46,16 @@ def centered(rewards: Tensor, group_size: int) -> Tensor:
     return deviations.masked_fill(constant, 0.0)
 
 
+def less_others(rewards: Tensor, group_size: int) -> Tensor:
+    """Reward minus the mean of the other rows of its group: (N,) -> (N,) float64; holes stay NaN and out of it.
+
+    Exactly 0 in constant groups and for a row alone.
+    """
+    scored = (~rewards.isnan()).view(-1, group_size).sum(dim=1).repeat_interleave(group_size)
+    # r_i - (Σ - r_i) / (n - 1) = (r_i - mean) · n / (n - 1), which is exactly 0 in constant groups.
+    return centered(rewards, group_size) * (scored / (scored - 1).clamp(min=1))
+
+
 def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tensor:
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps
@@ -66,6 +76,49 @@ def whiten_masked(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: fl
     variance = (chosen - mean).square().sum() / max(len(chosen) - 1, 1)
     whitened = (values.double() - mean) * (variance + eps).rsqrt()
     return (whitened if shift_mean else whitened + mean).masked_fill(~kept, 0.0)
+
+
+def on_tokens(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Token rewards (N, t) as wide as the mask (N, T) of the policy's tokens, and 0 off it: -> (N, T) float32."""
+    import torch
+
+    tokens = torch.zeros(mask.shape, device=mask.device)
+    width = min(rewards.shape[1], tokens.shape[1])
+    tokens[:, :width] = rewards[:, :width]
+    return tokens.masked_fill(~mask.bool(), 0.0)
+
+
+def token_rewards(totals: Tensor, process: Tensor | None, mask: Tensor) -> Tensor:
+    """Totals (N,), process rewards (N, t) or None, and the mask (N, T) of the policy's tokens -> (N, T) float32.
+
+    A row's tokens sum to its total: the sources' process rewards are where they were given, the rest (other sources,
+    and what shaping and combining made of it) is at the row's last token. 0 on rows without a total or without tokens.
+    """
+    import torch
+
+    tokens = on_tokens(process, mask) if process is not None else torch.zeros(mask.shape, device=totals.device)
+    mask = mask.bool()
+    rest = totals.nan_to_num(nan=0.0) - tokens.sum(dim=1)
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    tokens[torch.arange(len(tokens)), last] += rest * mask.any(dim=1)
+    return tokens.masked_fill(totals.isnan()[:, None], 0.0)
+
+
+def to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return-to-go, G_t = r_t + γ G_t+1: (N, T) -> (N, T) float64.
+
+    Tokens where `mask` is 0 are no decisions of the policy: they get 0, and time does not pass on them.
+    """
+    kept = mask.bool()
+    rewards = rewards.double().masked_fill(~kept, 0.0)
+    if gamma == 1:
+        return rewards.flip(1).cumsum(dim=1).flip(1).masked_fill(~kept, 0.0)
+    returns = rewards.clone()
+    coming = rewards.new_zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        coming = (rewards[:, t] + gamma * coming).where(kept[:, t], coming)
+        returns[:, t] = coming
+    return returns.masked_fill(~kept, 0.0)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:

@@ -23,6 +23,7 @@ from trl_rewards.components import (
     Scores,
     Shaper,
     Status,
+    TokenShaper,
     TrainableReward,
     resolve_path,
 )
@@ -199,18 +200,22 @@ class Pipeline:
         progress = samples.step / samples.max_steps if samples.max_steps else 0.0
         weights = [source.weight.at(progress) for source in self.sources]
         raw = Scores(tuple(self.names), values, status, torch.tensor(weights, device=device), group_size)
+        tokens = _gathered_tokens(local.tokens, samples, world, device)
         with private_randomness(self.seed + samples.step):  # the same on every rank
-            shaped, rewards = self._combine(raw, everyone)
+            tokens = {k: self._shape_tokens(self.sources[k], values, raw, everyone) for k, values in tokens.items()}
+            shaped, rewards = self._combine(raw, tokens, everyone)
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device)
-        tokens = _token_rewards(local.tokens, weights, len(samples), world, device)
+        process = None
+        if tokens:
+            process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
         return RewardBatch(
             rewards.float(),
             raw,
             everyone,
             shaped=shaped,
-            token_rewards=tokens,
+            process_rewards=process,
             traces=self._traces(local.traces, len(samples), world),
         )
 
@@ -284,11 +289,28 @@ class Pipeline:
         sources = {f"rewards.{source.name}" for source in self.sources}
         return [component for path, component in self.components().items() if path not in sources]
 
-    def _combine(self, raw: Scores, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shape_tokens(self, source: Source, values: torch.Tensor, raw: Scores, samples: Samples) -> torch.Tensor:
+        """A source's token values (N, T), bent by its token shapers."""
+        for index, shaper in enumerate(source.shape):
+            if isinstance(shaper, TokenShaper):
+                path = f"rewards.{source.name}.shape.{index}"
+                bent = _blamed(path, shaper.shape_tokens, values, raw, samples)
+                if bent.shape != values.shape or not torch.equal(bent.isnan(), values.isnan()):
+                    raise RewardError(f"{path} must give a number where the source does, and NaN elsewhere")
+                values = bent.float()
+        return values
+
+    def _combine(
+        self, raw: Scores, tokens: dict[int, torch.Tensor], samples: Samples
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Source scores as they enter the combiner (N, K), and totals (N,)."""
         policies = [source.on_missing for source in self.sources]
+        values = raw.values.clone()
+        for k, shaped_tokens in tokens.items():
+            rows = ~shaped_tokens.isnan().all(dim=1)
+            values[rows, k] = shaped_tokens[rows].nansum(dim=1)
         # Rows to drop go first: they must enter no statistic on the way.
-        kept = drop_rows(raw.values, policies, raw.group_size)
+        kept = drop_rows(values, policies, raw.group_size)
         shaped = fill_holes(self._shape_sources(kept, samples), policies, raw.group_size)
         rewards = _one_per_row("combine", self.combine, raw._replace(values=shaped), samples)
         holes = shaped.isnan()
@@ -302,6 +324,8 @@ class Pipeline:
         columns = list(values.unbind(dim=1))
         for k, source in enumerate(self.sources):
             for index, shaper in enumerate(source.shape):
+                if isinstance(shaper, TokenShaper):
+                    continue
                 columns[k] = _shape(f"rewards.{source.name}.shape.{index}", shaper, columns[k], samples)
         return torch.stack(columns, dim=1)
 
@@ -321,21 +345,21 @@ class Pipeline:
         return metrics
 
 
-def _token_rewards(
-    tokens: dict[int, list[list[float]]], weights: list[float], rows: int, world: World, device: Any
-) -> torch.Tensor | None:
-    """Weighted process rewards of all sources and ranks (N, T), 0 for holes; None if no source scores tokens."""
+def _gathered_tokens(
+    tokens: dict[int, list[list[float]]], samples: Samples, world: World, device: Any
+) -> dict[int, torch.Tensor]:
+    """Each source's token values of all ranks, (N, T) float32, NaN where it says nothing."""
     if not tokens:
-        return None
-    mine = []
-    for row in range(rows):
-        values = [torch.tensor(found[row]) * weights[k] for k, found in tokens.items() if found[row]]
-        mine.append(torch.stack(values).sum(dim=0).tolist() if values else [])
-    everyone = [values for share in world.gather_objects(mine) for values in share]
-    padded = torch.zeros(len(everyone), max(map(len, everyone)), device=device)
-    for row, values in enumerate(everyone):
-        padded[row, : len(values)] = torch.tensor(values, device=device)
-    return padded
+        return {}
+    widest = max(map(len, samples.completion_ids), default=0)
+    width = int(world.gather(torch.tensor([widest], device=device)).max())
+    found = {}
+    for k, rows in tokens.items():
+        mine = torch.full((len(rows), width), torch.nan)
+        for row, values in enumerate(rows):
+            mine[row, : len(values)] = torch.tensor(values)
+        found[k] = world.gather(mine.to(device))
+    return found
 
 
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:

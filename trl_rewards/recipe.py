@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from trl_rewards.components import Advantage, TokenReward
+from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
@@ -63,14 +63,15 @@ class TrainerKind:
 
 
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
+_WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), frozenset({"mask"})),
-    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), frozenset({"mask"})),
+    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), _WITH_TOKENS),
+    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
         _PIPELINE_KEYS,
         ("sequence", "token"),
-        frozenset({"mask", "token_rewards", "values", "logps", "ref_logps"}),
+        _WITH_TOKENS | {"values", "logps", "ref_logps"},
         advantage="gae",
     ),
     "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
@@ -648,15 +649,18 @@ def check_components(recipe: Recipe) -> list[str]:
         problems.extend(_at(path, problem) for problem in found)
         return component
 
-    sharing = 0
+    sharing, scores_tokens = 0, False
     for source in recipe.rewards:
         path = source.path
         reward = make("reward", source, path)
+        scores_tokens = scores_tokens or isinstance(reward, TokenReward)
         if reward is not None and reward.shares_base():
             sharing += 1
             problems += _check_sharing_source(source, recipe)
         for step, spec in enumerate(source.shape):
-            make("shaper", spec, f"{path}.shape[{step}]")
+            shaper = make("shaper", spec, f"{path}.shape[{step}]")
+            if isinstance(shaper, TokenShaper) and reward is not None and not isinstance(reward, TokenReward):
+                problems.append(f"{path}.shape[{step}]: {spec.use!r} shapes tokens, and {source.use!r} scores none")
         if reward is not None:
             try:
                 reward.check_running(source.running)
@@ -680,11 +684,16 @@ def check_components(recipe: Recipe) -> list[str]:
         make("objective", recipe.objective, "objective")
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
-        make("shaper", spec, f"shape[{step}]")
+        if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
+            problems.append(f"shape[{step}]: {spec.use!r} shapes one source's tokens; name it under that source")
     if recipe.advantage and recipe.trainer in TRAINERS and "advantage" in TRAINERS[recipe.trainer].keys:
         advantage = make("advantage", recipe.advantage, "advantage")
         if advantage is not None:
             problems += _check_advantage(advantage, recipe)
+            if "process_rewards" in advantage.needs and not scores_tokens:
+                problems.append(
+                    f"advantage: {recipe.advantage.use!r} is made of process rewards, and no source scores tokens"
+                )
     return problems
 
 
@@ -692,9 +701,7 @@ def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:
     """Problems of a source that runs on the policy's base."""
     path = source.path
     if not recipe.share_base:
-        return [
-            f"{path}.with: an adapter without a path runs on the policy's base: set share_base: true, or give path"
-        ]
+        return [f"{path}.with: without a path it runs on the policy's base: set share_base: true, or give path"]
     problems = [
         f"{path}.{key}: a source on the policy's base runs in turn with the policy; leave {key} out, or give it a path"
         for key in ("timeout", "concurrency", "isolate")

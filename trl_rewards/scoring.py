@@ -96,6 +96,12 @@ class World:
 
         return gather_object([value])
 
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' tensors, put into `tensor`, on every rank."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
     def raise_together(self, problem: str | None, device: Any) -> None:
         """RewardError on every rank if any rank has a problem. Every rank must call this."""
         if not self.gather(torch.tensor([problem is not None], device=device)).any():
@@ -112,7 +118,7 @@ class Scored(NamedTuple):
     status: torch.Tensor  # (n, K) uint8
     reasons: list[list[str]]  # per source, what failed cells said
     seconds: list[float]  # per source
-    tokens: dict[int, list[list[float]]]  # per source that scores tokens: each row's values, none for a hole
+    tokens: dict[int, list[list[float]]]  # per source that scores tokens: each row's values, NaN where nothing is said
     traces: dict[int, list[Any]]  # per source that says how its scores came about
 
 
@@ -475,12 +481,16 @@ def _checked_tokens(name: str, values: Any, ids: list[int]) -> Cell:
     if len(values) != len(ids):
         raise RewardError(
             f"reward {name!r} returned {len(values)} token values for a completion of {len(ids)} tokens; return one "
-            "per token, 0.0 where a token earns nothing, or None for no opinion on the row"
+            "per token, None where nothing is said of it, or None for no opinion on the row"
         )
     scores = [_checked_score(name, value) for value in values]
-    failed = next((score for score in scores if isinstance(score, Failed)), None)
-    numbers = [score for score in scores if isinstance(score, float)]
-    return numbers if len(numbers) == len(scores) else failed  # a NaN among them is a hole
+    if failed := next((score for score in scores if isinstance(score, Failed)), None):
+        return failed
+    if any(score is None and value is not None for score, value in zip(scores, values, strict=True)):
+        return None  # a NaN among them makes the row a hole
+    if values and all(value is None for value in values):
+        return None
+    return [score if isinstance(score, float) else float("nan") for score in scores]
 
 
 def checked(name: str, scores: Any, rows: int) -> list[Score]:
@@ -522,7 +532,7 @@ def _checked_score(name: str, score: Any) -> Score:
 
 def _number(cell: Cell) -> float:
     if isinstance(cell, list):
-        return math.fsum(cell)
+        return math.fsum(value for value in cell if not math.isnan(value))
     return float("nan") if cell is None or isinstance(cell, Failed) else cell
 
 

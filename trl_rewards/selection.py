@@ -44,9 +44,10 @@ class Selecting(Drawing):
 def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path) -> str:
     """Write the chosen rows, JSONL or Parquet by the name, with a dataset card and a plot; a summary in lines.
 
-    They are rows of the dataset with `<source>_score` for each source, and `total_score` where there are several, each
-    the mean over the row's completions. Rows that lack a prompt, a completion, or something in a column that a reward
-    reads, are left out first. What an interrupted call sampled and scored is kept beside `out` until all is written.
+    They are rows of the dataset with `<source>_score` for each source, and `total_score` where that is another number,
+    each the mean over the row's completions; the total decides. Rows that lack a prompt, a completion, or something in
+    a column that a reward reads, are left out first. What an interrupted call sampled and scored is kept beside `out`
+    until all is written.
     """
     path = "" if options.completions else loading.path or recipe.trl.get("model_name_or_path") or ""
     card, plot = out.with_suffix(".md"), out.with_suffix(".png")
@@ -70,7 +71,7 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
     found = split_of(splits, options.split, options.prompts, recipe.source)
     whole = with_prompt_and_references(found, options.references, recipe)
     mapped = map_columns(whole, recipe.dataset, recipe.source)
-    metrics = [*pipeline.names, *(["total"] if len(pipeline.names) > 1 else [])]
+    metrics = [*pipeline.names, *([] if _is_its_total(recipe) else ["total"])]
     _check_columns(mapped.column_names, pipeline, metrics, options.completions, recipe.source)
     kept, lacking = complete_rows(mapped, pipeline, options.completions)
     kept = kept[: options.limit]
@@ -110,6 +111,13 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
     card.write_text(dataset_card(out, plot, facts, metrics, author, recipe.signature), encoding="utf-8")
     shutil.rmtree(work)
     return "\n".join([*facts, f"{len(chosen)} rows -> {out}", f"card {card}, plot {plot}", recipe.signature])
+
+
+def _is_its_total(recipe: Recipe) -> bool:
+    """Whether the recipe's total is the raw score of its one source."""
+    (source, *more) = recipe.rewards
+    shaped = source.shape or recipe.shape or recipe.combine.use != "weighted_sum"
+    return not more and not shaped and source.weight.start == 1.0
 
 
 def _check_columns(

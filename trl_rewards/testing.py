@@ -31,6 +31,7 @@ from trl_rewards.components import (
     Scores,
     Selector,
     Shaper,
+    TokenShaper,
     Tool,
     ToolCall,
 )
@@ -122,6 +123,7 @@ def make_batch(rewards: Sequence[float | None], group_size: int = 2, tokens: int
         scores,
         samples,
         mask=mask,
+        process_rewards=torch.zeros(len(rewards), tokens),
         token_rewards=token_rewards,
         values=mask * 0.25,
         logps=mask * -1.0,
@@ -243,15 +245,37 @@ def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequ
     _check_state(shaper)
 
 
+def check_token_shaper(shaper: TokenShaper, scores: Scores | None = None) -> None:
+    """A shaper of tokens gives (N, T), NaN where its input is NaN and only there, and changes nothing it is given.
+
+    Process rewards in [0, 1] are used, of six rows; one says nothing. `scores`: of other sources, if it reads them.
+    """
+    import torch
+
+    nan = math.nan
+    rows = [[nan, 0.9, 0.7, nan, 0.4], [0.8] + [nan] * 4, [nan] * 5, [0.1] * 5, [0.0] * 5, [nan, nan, 1.0, 0.5, nan]]
+    rewards = torch.tensor(rows)
+    scores = scores if scores is not None else make_scores([[float(row % 2)] for row in range(6)])
+    samples, before = make_samples(), rewards.clone()
+    shaped = shaper.shape_tokens(rewards, scores, samples)
+    assert shaped.shape == rewards.shape, f"got shape {tuple(shaped.shape)}, wanted {tuple(rewards.shape)}"
+    assert torch.equal(rewards.nan_to_num(-9), before.nan_to_num(-9)), "it changes the rewards it was given"
+    assert torch.equal(shaped.isnan(), rewards.isnan()), "tokens without a value must stay NaN, and only they"
+    assert not shaped.isinf().any(), "it gives infinity"
+    nothing = torch.full((6, 5), nan)
+    assert shaper.shape_tokens(nothing, scores, samples).isnan().all(), "rows without a value must stay without"
+    _check_state(shaper)
+
+
 def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
     """An advantage gives (N,) or (N, T): finite, unmoved by the order of groups; 0 for holes, equal groups and G=1,
-    unless it reads a critic's values, and so compares with these and not with the group.
+    unless it says that it does not compare groups.
 
     Rewards between 0 and `high` are used.
     """
     import torch
 
-    compares_groups = "values" not in advantage.needs
+    compares_groups = advantage.compares_groups
 
     def run(rewards: Sequence[float | None], group_size: int) -> Tensor:
         result = advantage(make_batch([None if r is None else r * high for r in rewards], group_size))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trl_rewards.components import Advantage, RewardBatch
-from trl_rewards.maths import centered, gae, std, zscore
+from trl_rewards.maths import centered, gae, less_others, std, zscore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,11 +60,7 @@ class LeaveOneOut(Advantage):
     """
 
     def __call__(self, batch: RewardBatch) -> Tensor:
-        group_size = batch.scores.group_size
-        scored = (~batch.rewards.isnan()).view(-1, group_size).sum(dim=1).repeat_interleave(group_size)
-        # r_i - (Σ - r_i) / (n - 1) = (r_i - mean) · n / (n - 1), which is exactly 0 in constant groups.
-        factor = scored / (scored - 1).clamp(min=1)
-        return (centered(batch.rewards, group_size) * factor).nan_to_num(nan=0.0)
+        return less_others(batch.rewards, batch.scores.group_size).nan_to_num(nan=0.0)
 
 
 class Gae(Advantage):
@@ -77,6 +73,7 @@ class Gae(Advantage):
 
     level: ClassVar[Literal["sequence", "token"]] = "token"
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "token_rewards", "values"})
+    compares_groups: ClassVar[bool] = False  # but with a critic
 
     gamma: float = 1.0
     """Discount per token, in (0, 1]."""

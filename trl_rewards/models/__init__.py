@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl_rewards.models.adapters import add_adapter, trunk_of, using
+    from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.heads import Head, checkpoint_weights
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
@@ -63,6 +63,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Scorer": "scorer",
     "ServedScorer": "served",
     "SharedBase": "shared_base",
+    "adapter_parameters": "adapters",
     "add_adapter": "adapters",
     "at_work": "pretrained",
     "checkpoint_weights": "heads",
@@ -84,6 +85,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "load_tokenizer": "pretrained",
     "trunk_of": "adapters",
     "using": "adapters",
+    "with_adapter": "adapters",
     "without_thinking": "untrusted",
     "sample_candidates": "sampling",
     "stream": "sampling",
@@ -110,6 +112,7 @@ __all__ = [
     "VllmSampler",
     "WebTool",
     "WorkFile",
+    "adapter_parameters",
     "add_adapter",
     "api_key",
     "as_number",
@@ -130,6 +133,7 @@ __all__ = [
     "stream",
     "trunk_of",
     "using",
+    "with_adapter",
     "without_thinking",
 ]
 

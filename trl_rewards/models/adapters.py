@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -56,6 +56,15 @@ def add_adapter(model: Any, name: str, config: Any, autocast_adapter_dtype: bool
         raise RewardError(f"adapter {name!r} cannot be put beside {', '.join(model.peft_config)}: {error}") from error
     for parameter in adapter_parameters(model, name).values():
         parameter.requires_grad_(False)
+
+
+def with_adapter(model: Any, name: str, config: Any, autocast_adapter_dtype: bool = True) -> PeftModel:
+    """The model with a fresh adapter, neither active nor trainable: added to a PEFT model, or a model's first."""
+    if isinstance(model, PeftModel):
+        add_adapter(model, name, config, autocast_adapter_dtype)
+        return model
+    wrapped = get_peft_model(model, config, name, autocast_adapter_dtype=autocast_adapter_dtype)
+    return wrapped.requires_grad_(False)
 
 
 def adapter_parameters(model: Any, name: str) -> dict[str, torch.nn.Parameter]:

@@ -222,15 +222,7 @@ def _tensors(file: str, prefix: str) -> dict[str, torch.Tensor]:
 def _adapter_head(loading: Loading) -> torch.Tensor | None:
     """(K, H): the weight of the classifier's head in an adapter's folder; None where there is none."""
     assert loading.adapter is not None
-    file = cached_file(
-        loading.adapter,
-        "adapter_model.safetensors",
-        revision=loading.adapter_revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    found = {} if file is None else _tensors(file, "base_model.model.score.")
-    return found.get("weight")
+    return checkpoint_weights(loading.adapter, "base_model.model.score.", loading.adapter_revision).get("weight")
 
 
 def _linear(values: dict[str, torch.Tensor], device: Any) -> Linear:

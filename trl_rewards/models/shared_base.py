@@ -16,17 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
-from peft import PeftModel, PeftType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from trl_rewards.errors import RewardError
-from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using
+from trl_rewards.models.adapters import adapter_parameters, trunk_of, using, with_adapter
 from trl_rewards.models.encoding import Truncate
 from trl_rewards.models.heads import Head, Output, output_weights
 from trl_rewards.models.pretrained import Loading, device_of, load_pretrained
 from trl_rewards.models.reward_adapter import KEEPS_BASE, RewardAdapter, read_adapter
 from trl_rewards.models.scorer import PrefixReuse, Scorer, default_budget, longest_text
+from trl_rewards.scoring import private_randomness
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class SharedBase:
         self.loading = loading
         self.model: Any = None
         self.members: list[Member] = []
+        self.trained: dict[str, tuple[Any, int]] = {}
+        """Adapters that rewards train: name -> LoraConfig and the seed that they are drawn with."""
 
     def add(
         self,
@@ -88,6 +91,12 @@ class SharedBase:
         self.members.append(member)
         return member
 
+    def add_trained(self, name: str, config: Any, seed: int) -> None:
+        """An adapter that starts at nothing and that its reward trains (`using(base.model, name, training=True)`)."""
+        if name in self.trained:
+            raise RewardError(f"two rewards train an adapter {name!r} on the policy's base; give one of them a path")
+        self.trained[name] = (config, seed)
+
     def load(self) -> Self:
         """Load a base for the members alone, without a policy, and bind them to it."""
         model, _ = load_pretrained(AutoModelForCausalLM, replace(self.loading, adapter=None))
@@ -104,11 +113,11 @@ class SharedBase:
             config = member.adapter.config
             if config is None:
                 continue
-            if isinstance(model, PeftModel):
-                add_adapter(model, _name(index), config, autocast_adapter_dtype=False)
-            else:
-                model = get_peft_model(model, config, _name(index), autocast_adapter_dtype=False)
+            model = with_adapter(model, _name(index), config, autocast_adapter_dtype=False)
             _load_weights(model, _name(index), member.adapter)
+        for name, (config, seed) in self.trained.items():
+            with private_randomness(seed):  # the same on every process, and the policy's streams stay where they were
+                model = with_adapter(model, name, config)
         self.model = model
         self.loading = replace(self.loading, dtype=str(trunk_of(model).dtype).removeprefix("torch."))
         groups: dict[_Options, list[int]] = {}
@@ -119,8 +128,9 @@ class SharedBase:
 
     @property
     def adapters(self) -> list[str]:
-        """Names of the rewards' adapters in the model: frozen, and no part of the policy."""
-        return [_name(index) for index, member in enumerate(self.members) if member.adapter.config is not None]
+        """Names of the rewards' adapters in the model: no part of the policy."""
+        there = [_name(index) for index, member in enumerate(self.members) if member.adapter.config is not None]
+        return [*there, *self.trained]
 
     def _bind_group(self, options: _Options, indices: list[int]) -> None:
         members = [self.members[index] for index in indices]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
+import shutil
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,9 +49,18 @@ def is_over(folder: str, most_bytes: int) -> bool:
 
 
 def remove(folder: str) -> None:
-    """Remove a folder and all in it. Deep trees are lifted level by level, since paths and recursion have an end."""
-    prefix = secrets.token_hex(8)  # a name that the program chose too could not be taken
-    names = (f".{prefix}-{number}" for number in itertools.count())
+    """Remove a folder and all in it, also while what was killed in it is still coming to its end."""
+    for _ in range(100):
+        try:
+            return _lift_and_remove(folder)
+        except OSError:
+            time.sleep(0.02)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lift_and_remove(folder: str) -> None:
+    """Deep trees are lifted level by level, since paths and recursion have an end."""
+    names = (f".{time.monotonic_ns()}.{number}" for number in itertools.count())
     os.chmod(folder, 0o700)
     while entries := list(os.scandir(folder)):
         for entry in entries:

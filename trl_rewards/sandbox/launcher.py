@@ -16,7 +16,8 @@ import struct
 import sys
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 23, 24, 47
 FILE_RIGHTS = 0b1 | 0b10 | 0b100 | 1 << 14 | 1 << 15  # the rights that a rule for a file, not a folder, may hold
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -39,11 +40,11 @@ def prctl(option, *arguments):
 
 def drop_capabilities():
     """Also root's: without them it may neither raise its limits nor get past permissions."""
-    try:
-        for capability in range(64):
+    capability = 0
+    while (held := libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0:  # to the last that the kernel knows
+        if held and os.geteuid() == 0:  # exec gives root, and nobody else, what is left here
             prctl(PR_CAPBSET_DROP, capability)
-    except OSError:
-        pass  # the kernel has no such capability, or the process may not: then it has none that exec could give back
+        capability += 1
     prctl(PR_CAP_AMBIENT, 4)
     header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
     call("capset", libc.capset, header, none)
@@ -92,10 +93,9 @@ def main():
         drop_capabilities()
         if config["landlock"]:
             restrict_files(*config["landlock"])
+        restrict_calls(config["seccomp"])
     os.write(ready, b"ok")
     try:
-        if config["kernel"]:
-            restrict_calls(config["seccomp"])
         os.execve(config["command"][0], config["command"], config["env"])
     except BaseException:
         os.write(ready, b"no")

@@ -45,7 +45,7 @@ TICK = 0.05
 """Seconds between two looks at a program's folder."""
 START_SECONDS = 30.0
 """For the two processes of a suite to come up; counted against no test."""
-INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+INTERPRETER = os.path.realpath(vars(sys)["_base_executable"])  # a virtual environment's own base
 _BOOT = (  # `exit` and `quit` come from the site module, which costs more than the program's whole start
     "__import__('builtins').exit = __import__('builtins').quit = __import__('sys').exit; "
     "__file__ = __import__('sys').argv[0] = 'main.py'; "

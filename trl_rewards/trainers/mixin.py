@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
+from trl_rewards.maths import on_tokens, token_rewards
 from trl_rewards.models.adapters import left_out
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.shared_base import SharedBase
@@ -217,8 +218,12 @@ class PipelineMixin(_Trainer):
         """The batch with the (N, T) tensors that the advantage needs."""
         assert self.pipeline is not None
         assert self.pipeline.advantage is not None
-        if self.pipeline.advantage.level == "token" or "mask" in self.pipeline.advantage.needs:
-            return batch._replace(mask=self._gathered(own_tokens(output)))
+        needs = self.pipeline.advantage.needs
+        if self.pipeline.advantage.level == "sequence" and not needs & {"mask", "process_rewards", "token_rewards"}:
+            return batch
+        batch = with_mask(batch, mask := self._gathered(own_tokens(output)))
+        if "token_rewards" in needs:
+            batch = batch._replace(token_rewards=token_rewards(batch.rewards, batch.process_rewards, mask))
         return batch
 
     def _finished(self, advantages: torch.Tensor, batch: RewardBatch, output: dict[str, Any]) -> torch.Tensor:
@@ -299,6 +304,18 @@ def own_tokens(output: dict[str, Any]) -> torch.Tensor:
     """(n, t) 1 where a token is the policy's own: no padding and no tool's words."""
     mask = output["completion_mask"]
     return mask * output["tool_mask"] if "tool_mask" in output else mask
+
+
+def with_mask(batch: RewardBatch, mask: torch.Tensor) -> RewardBatch:
+    """The batch with the mask (N, T) of the policy's own tokens, and its process rewards on these alone.
+
+    What a tool's words were given is taken out of the totals, as far as these are sums.
+    """
+    if batch.process_rewards is None:
+        return batch._replace(mask=mask)
+    own = on_tokens(batch.process_rewards, mask)
+    foreign = batch.process_rewards.sum(dim=1) - own.sum(dim=1)
+    return batch._replace(mask=mask, process_rewards=own, rewards=batch.rewards - foreign)
 
 
 def _row_means(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
-from trl_rewards.maths import whiten_masked
+from trl_rewards.maths import token_rewards, whiten_masked
 from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.schedules import Schedule
@@ -28,7 +28,7 @@ from trl_rewards.testing import make_batch, make_scores
 from trl_rewards.trainers.critic import ADAPTER, Critic, adapter_critic, model_critic, value_loss
 from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
-from trl_rewards.trainers.mixin import own_tokens
+from trl_rewards.trainers.mixin import own_tokens, with_mask
 from trl_rewards.trainers.ppo_config import PPOConfig
 from trl_rewards.trainers.sharing import splits_weights
 from trl_rewards.trainers.state import checkpoint_folder
@@ -170,9 +170,9 @@ class PPOTrainer(GRPOTrainer):
             batch = batch._replace(rewards=batch.rewards - self.args.missing_eos_penalty * unfinished)
             metrics["reward/after_eos_penalty"].append(batch.rewards.nanmean().item())
 
-        mask = self._gathered(own_tokens(output))
+        batch = with_mask(batch, mask := self._gathered(own_tokens(output)))
         scored = mask * ~batch.rewards.isnan()[:, None]
-        tokens = token_rewards(batch.rewards, batch.token_rewards, mask)
+        tokens = token_rewards(batch.rewards, batch.process_rewards, mask)
         logps = ref_logps = values = None
         penalised = self.args.kl_coef != 0 and self.args.kl_in == "reward"
         if penalised or "logps" in self.pipeline.advantage.needs:
@@ -188,7 +188,7 @@ class PPOTrainer(GRPOTrainer):
         if self.critic is not None:
             output["old_values"] = self._rollout_values(self.critic, output)
             values = self._gathered(output["old_values"])
-        return batch._replace(mask=mask, token_rewards=tokens, values=values, logps=logps, ref_logps=ref_logps)
+        return batch._replace(token_rewards=tokens, values=values, logps=logps, ref_logps=ref_logps)
 
     def _adapt(self, kl: torch.Tensor, mask: torch.Tensor) -> None:
         """Log the KL of a batch, and move its coefficient for the next one. `kl`: (N, T)."""
@@ -366,24 +366,6 @@ class PPOTrainer(GRPOTrainer):
             self.critic.load_state_dict(load_file(os.path.join(checkpoint, _CRITIC)))
             self.critic_optimizer.load_state_dict(state["optimizer"])
             self.critic_scheduler.load_state_dict(state["scheduler"])
-
-
-def token_rewards(totals: torch.Tensor, process: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
-    """Totals (N,), process rewards (N, t) or None, and the mask (N, T) of the policy's tokens -> (N, T) float32.
-
-    A row's tokens sum to its total: the sources' process rewards are where they were given, the rest (other sources,
-    and what shaping and combining made of it) is at the row's last token. 0 on rows without a total or without tokens.
-    """
-    mask = mask.bool()
-    tokens = torch.zeros(mask.shape, device=totals.device)
-    if process is not None:
-        width = min(process.shape[1], tokens.shape[1])
-        tokens[:, :width] = process[:, :width]
-    tokens = tokens.masked_fill(~mask, 0.0)
-    rest = totals.nan_to_num(nan=0.0) - tokens.sum(dim=1)
-    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
-    tokens[torch.arange(len(tokens)), last] += rest * mask.any(dim=1)
-    return tokens.masked_fill(totals.isnan()[:, None], 0.0)
 
 
 def _whole(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,10 +5,11 @@ https://huggingface.co/papers/1904.09675; as a reward: https://huggingface.co/pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from trl_rewards import Context, Samples, Score
+from trl_rewards import Context, Failed, Samples, Score
 from trl_rewards.models import InProcess
 from trl_rewards_bleuberi.answers import AgainstReferences
 
@@ -81,7 +82,7 @@ class BertScore(AgainstReferences, InProcess):
             embedded = self._embed({text: ids[text] for row in rows for text in texts[row]})
             best = torch.stack([self._best(*pairs[row], embedded) for row in rows])
             for row, score in zip(rows, best.tolist(), strict=True):
-                scores[row] = score
+                scores[row] = score if math.isfinite(score) else Failed(f"the encoder's score is {score}")
         return scores
 
     def _embed(self, ids: dict[str, list[int]]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -24,7 +24,8 @@ class RougeL(AgainstReferences):
     """
 
     compiled: bool = False
-    """Compute with rouge-score-rs (`pip install "trl-rewards[fast]"`): the same numbers in less than half the time."""
+    """Compute with rouge-score-rs (`pip install "trl-rewards[fast]"`): the same numbers in about half the time, and in
+    an eighth where each prompt has one completion."""
 
     def __post_init__(self):
         if self.compiled and importlib.util.find_spec("rouge_score_rs") is None:

@@ -14,7 +14,7 @@ import pytest
 from trl_rewards_themis.tools.arithmetic import evaluate
 
 from tests.test_http import Server, always
-from trl_rewards import Context, RecipeError, RewardError, ToolCall, load_tool
+from trl_rewards import Context, RecipeError, RewardError, ToolCall, ToolError, load_tool
 from trl_rewards.passages import build_index
 from trl_rewards.testing import check_tool
 from trl_rewards.toolbox import NO_RESULT, Toolbox
@@ -518,3 +518,13 @@ def test_tools_keep_the_contract(histories, monkeypatch, tmp_path):
     with Server(always(body=body)) as server:
         cache = str(tmp_path / "cache.sqlite")
         check_tool(load_tool("web_search", endpoint=server.url, cache=cache), "water", name="google_serper")
+
+
+def test_arithmetic_gives_the_value_of_an_expression_and_no_more():
+    arithmetic = load_tool("arithmetic")
+    check_tool(arithmetic, "5+2*7", "10/4", "2**10")
+    call = ToolCall("arithmetic", "", "", "", {})
+    assert [arithmetic.call(text, call) for text in ("5+2*7", "10/4", "2**10")] == ["19", "2.5", "1024"]
+    for text in ("", "1/0", "9**9**9", "__import__('os')"):
+        with pytest.raises(ToolError, match="no value"):
+            arithmetic.call(text, call)

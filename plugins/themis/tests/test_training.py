@@ -162,6 +162,9 @@ def test_what_is_trained_writes_and_scores(base_path, tmp_path, kind):
     with torch.no_grad():
         wanted = trainer.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
     assert better == pytest.approx(wanted, abs=1e-3)
+    text = trainer.processing_class.decode(ids[0], clean_up_tokenization_spaces=False)
+    (read,) = load_reward("model", path=str(tmp_path / "out"), dtype="float32").score(Samples([""], [text]))
+    assert read == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_model_of_its_own_output_layer_keeps_it_and_gets_the_marks(tmp_path, themis_path):

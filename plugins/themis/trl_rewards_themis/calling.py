@@ -1,4 +1,6 @@
-"""The tools of a reward: named in YAML, called for many trajectories at a time."""
+"""The tools of a reward: named in YAML, called for many trajectories at a time.
+https://huggingface.co/papers/2310.01045
+"""
 
 from __future__ import annotations
 

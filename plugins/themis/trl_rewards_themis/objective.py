@@ -118,7 +118,9 @@ class ThemisObjective(Objective):
         assert batch.token_hidden is not None
         assert batch.ids is not None
         weights = {SEEN: self.beta, REASON: self.omega}
-        written = language_loss(batch.token_hidden, batch.ids, batch.labels, self._model.lm_head, weights)
+        head = self._model.lm_head  # where the base is quantised, its dtype need not be the hidden states'
+        states = batch.token_hidden.to(next(head.parameters()).dtype)
+        written = language_loss(states, batch.ids, batch.labels, head, weights)
         if self._log_metric:
             self._log_metric("ranking_loss", ranking.item())
             self._log_metric("language_loss", written.item())

@@ -1,4 +1,4 @@
-"""From tool-use records to the rows that objective `themis` learns from.
+"""From tool-use records to the rows that objective `themis` learns from.  https://huggingface.co/papers/2310.01045
 
     python -m trl_rewards_themis.tara data/calendar/agent_calendar_train.json --out runs/themis/calendar \\
         --test data/calendar/agent_calendar_test.json

@@ -1,4 +1,6 @@
-"""A language model that writes trajectories, and the scalar head beside it that reads them."""
+"""A language model that writes trajectories, and the scalar head beside it that reads them.
+https://huggingface.co/papers/2310.01045
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,355 @@
+"""PRIME: a process reward model that learns from outcomes while the policy does.  https://huggingface.co/papers/2502.01456"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from trl_rewards import Context, RewardBatch, RewardError, Samples, Score, TokenReward, TokenShaper, TrainableReward
+from trl_rewards.models import InProcess
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trl_rewards import Scores, World
+
+ADAPTER = "prime"
+
+
+class Prime(InProcess, TokenReward, TrainableReward):
+    """β (log π_φ - log π_ref) of each token, where π_φ is trained on outcomes while the policy learns.
+
+    https://huggingface.co/papers/2502.01456. π_φ is a LoRA adapter that starts at nothing, so that all rewards start
+    at 0, and π_ref is the same model with the adapter off: one model in memory, which may be quantised. Without `path`
+    it is the policy's own base (`share_base: true`). It must have the policy's tokenizer.
+
+    Rewards of a batch are made before the model learns from it (the paper's single forward pass). With several
+    optimiser steps per batch the releases score later mini-batches with a model that has learned from earlier ones;
+    this does not. The paper trains all weights (1e-6, 7B); a full copy is not offered.
+
+    Use it with an advantage that reads process rewards (`prime_rloo`), beside a source of outcomes in [0, 1]. An
+    evaluation scores, and does not learn.
+    """
+
+    deterministic: ClassVar[bool] = False  # it learns
+
+    path: str | None = None
+    """Folder or Hub name of the model that π_φ and π_ref start from. None: the policy's base."""
+    outcome: str | None = None
+    """Name of the source with outcomes in [0, 1] to learn from. None: the only other one."""
+    beta: float = 0.05
+    """β of the reward and of the loss."""
+    loss: Literal["ce", "dpo", "bon_acc", "bon_rm"] = "ce"
+    """`ce` is the paper's; the others are of verl's recipe and compare rows of a group."""
+    update_mode: Literal["after", "none"] = "after"
+    """`after`: learn from each batch once it is scored. `none`: π_φ stays as it is."""
+    compat: Literal["paper", "verl", "original"] = "paper"
+    """`verl`: a row's last token gets 0. `original`, the authors' code: rewards without β."""
+    granularity: Literal["token", "whole"] = "token"
+    """`whole`: the sum of a row at its last token."""
+    lam: float = 0.0
+    """verl's λ, in [0, 1): each token gets λ times the next one's reward too. For compat verl."""
+    learning_rate: float = 1.0e-4
+    """Of AdamW, constant. The paper's 1e-6 is for all weights of a model; LoRA needs more."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 10.0
+    """Gradients are clipped to this norm."""
+    mini_batch: int | None = None
+    """Rows per optimiser step, over all processes; None: the whole batch."""
+    micro_batch: int = 8
+    """Rows that go through the model together, on each process."""
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beta", "learning_rate", "max_grad_norm", "micro_batch", "lora_r", "lora_alpha"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.mini_batch is not None and self.mini_batch < 1:
+            raise ValueError(f"mini_batch must be at least 1, got {self.mini_batch}")
+        if not 0 <= self.lam < 1:
+            raise ValueError(f"lam must be at least 0 and below 1, got {self.lam}")
+        if self.lam and (self.compat != "verl" or self.granularity == "whole"):
+            raise ValueError("lam is verl's, for single tokens: set compat: verl and granularity: token, or lam: 0")
+        if self.adapter is not None:
+            raise ValueError("adapter: the model trains an adapter of its own; merge yours into the model of `path`")
+        if self.offload:
+            raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
+        self._model: _AdapterModel | None = None
+        self._optimizer: Any = None
+        self._base: Any = None
+        self._seed = 0
+
+    def shares_base(self) -> bool:
+        return self.path is None
+
+    def setup(self, context: Context) -> None:
+        self._seed = context.seed
+        if self.path is None:
+            self._base = context.shared_base
+            if self._base is not None:
+                self._base.add_trained(ADAPTER, self._lora(), context.seed)
+            return
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from trl_rewards.models import load_pretrained, load_tokenizer, with_adapter
+
+        loading = self.loading(self.path, context)
+        model, _ = load_pretrained(AutoModelForCausalLM, loading)
+        torch.manual_seed(context.seed)  # the same on every process
+        self._use(with_adapter(model, ADAPTER, self._lora()), load_tokenizer(loading))
+
+    def close(self) -> None:
+        self._model = self._optimizer = self._base = None
+
+    def _lora(self) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=self.lora_target_modules)
+
+    def _use(self, model: Any, tokenizer: Any) -> _AdapterModel:
+        import torch
+
+        self._model = _AdapterModel(model, tokenizer)
+        self._optimizer = torch.optim.AdamW(
+            self._model.trained.values(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        return self._model
+
+    def _ready(self) -> _AdapterModel:
+        if self._model is not None:
+            return self._model
+        if self._base is not None and self._base.model is not None:
+            from trl_rewards.models import load_tokenizer
+
+            return self._use(self._base.model, load_tokenizer(self._base.loading))
+        raise RewardError(
+            f"{self.display_name!r} has no path: it runs on the policy's base, in a trainer of trl_rewards with "
+            "`share_base: true`; elsewhere give path"
+            if self.path is None
+            else f"{self.display_name!r} has not been set up"
+        )
+
+    def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
+        import torch
+
+        from trl_rewards_prime.implicit import token_scores
+
+        model = self._ready()
+        lengths = samples.lengths
+        rows = [model.encode(prompt) for prompt in samples.prompts]
+        found: list[list[float | None] | Score] = []
+        for start in range(0, len(rows), self.micro_batch):
+            chosen = slice(start, start + self.micro_batch)
+            with torch.no_grad():
+                q, mask = model.log_ratios(rows[chosen], samples.completion_ids[chosen])
+            scores = token_scores(q, mask, self.beta, self.compat, self.granularity == "whole", self.lam)
+            found += [row[:length].tolist() for row, length in zip(scores, lengths[chosen], strict=True)]
+        return found
+
+    def update(self, batch: RewardBatch) -> dict[str, float]:
+        """Learn from a batch: each process takes its share of every mini-batch, and gradients are added up."""
+        if self.update_mode == "none":
+            return {}
+        import torch
+
+        from trl_rewards import World
+
+        model, world, size = self._ready(), World.current(), batch.scores.group_size
+        outcomes = self._outcomes(batch)
+        sums = self._all_sums(batch, world) if self.loss != "ce" else None
+        samples = batch.samples
+        rows = [row for row in range(len(samples)) if not outcomes[row].isnan() and samples.completion_ids[row]]
+        if not rows:
+            return {}
+        step = self.mini_batch or len(rows)
+        losses, norms = [], []
+        for start in range(0, len(rows), step):
+            chosen = rows[start : start + step]
+            mine = chosen[world.rank :: world.size]
+            total, problem = torch.zeros((), device=model.device), None
+            try:
+                with model.training():
+                    for part in self._parts(mine):
+                        loss = self._losses(self._sums(model, samples, part), outcomes, sums, part, size).sum()
+                        if self.loss in ("ce", "dpo"):
+                            loss = loss / len(chosen)
+                        loss.backward()
+                        total += loss.detach()
+            except Exception as error:  # the other processes would wait for this one's gradients
+                problem = f"{self.display_name!r} could not learn: {type(error).__name__}: {error}"
+            world.raise_together(problem, model.device)
+            losses.append(world.total(total).item())
+            norms.append(self._step(model, world))
+        right = (batch.scores.values[:, batch.scores.names.index(self.display_name)] > 0) == (outcomes > 0.5)
+        known = ~outcomes.isnan()
+        return {
+            "loss": sum(losses) / len(losses),
+            "grad_norm": sum(norms) / len(norms),
+            "accuracy": right[known].float().mean().item(),
+        }
+
+    def _parts(self, rows: list[int]) -> list[list[int]]:
+        return [rows[start : start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
+
+    def _sums(self, model: _AdapterModel, samples: Samples, rows: list[int]) -> Tensor:
+        """β Σ q of these rows, with gradient where the model is being trained."""
+        q, _ = model.log_ratios(
+            [model.encode(samples.prompts[row]) for row in rows], [samples.completion_ids[row] for row in rows]
+        )
+        return self.beta * q.sum(dim=1)
+
+    def _all_sums(self, batch: RewardBatch, world: World) -> Tensor:
+        """(N,) β Σ q of every row as it is before learning, each process its share."""
+        import torch
+
+        model, count = self._ready(), len(batch.samples)
+        sums = torch.zeros(count, device=model.device)
+        with torch.no_grad():
+            for part in self._parts(list(range(world.rank, count, world.size))):
+                sums[part] = self._sums(model, batch.samples, part)
+        return world.total(sums)
+
+    def _step(self, model: _AdapterModel, world: World) -> float:
+        """An optimiser step with all processes' gradients; their norm before clipping."""
+        import torch
+
+        trained = list(model.trained.values())
+        for parameter in trained:
+            if parameter.grad is None:  # this process had no row
+                parameter.grad = torch.zeros_like(parameter)
+            world.total(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)  # before the policy's are clipped, whose model it may share
+        return norm.item()
+
+    def _losses(self, sums: Tensor, outcomes: Tensor, every: Tensor | None, rows: list[int], size: int) -> Tensor:
+        """The loss of each of these rows, from its β Σ q; `every`: (N,) those of the batch, before it is learned."""
+        from trl_rewards_prime.implicit import best_of_n_weights, ce_loss, dpo_loss, others
+
+        outcome = outcomes[rows].to(sums.device)
+        if every is None:
+            return ce_loss(sums, outcome)
+        filled = outcomes.nan_to_num(nan=0.0)
+        loss = dpo_loss(sums, outcome, others(every, filled, size)[rows].to(sums.device))
+        if self.loss == "dpo":
+            return loss
+        weights = best_of_n_weights(filled if self.loss == "bon_acc" else every, size)
+        return loss * weights[rows].to(sums.device)
+
+    def _outcomes(self, batch: RewardBatch) -> Tensor:
+        """(N,) outcomes in [0, 1], NaN for none. RewardError where there are none to be had."""
+        names = batch.scores.names
+        candidates = [name for name in names if name != self.display_name]
+        name = self.outcome or (candidates[0] if len(candidates) == 1 else None)
+        if name not in candidates:
+            raise RewardError(
+                f"{self.display_name!r} learns from another source's outcomes: set outcome to one of "
+                f"{', '.join(candidates) or '(there is no other source)'}; got {self.outcome!r}"
+            )
+        outcomes = batch.scores.values[:, names.index(name)]
+        if ((outcomes < 0) | (outcomes > 1)).any():
+            raise RewardError(
+                f"{self.display_name!r}: outcomes of {name!r} must be in [0, 1], got "
+                f"{outcomes.nan_to_num(nan=0.0).min():g} to {outcomes.nan_to_num(nan=0.0).max():g}"
+            )
+        return outcomes
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._model is None and (self._base is None or self._base.model is None):
+            return {}
+        weights = {name: weight.detach().cpu() for name, weight in self._ready().trained.items()}
+        return {"weights": weights, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        import torch
+
+        trained = self._ready().trained
+        if state["weights"].keys() != trained.keys():
+            raise ValueError(f"the checkpoint's {self.display_name!r} has another adapter or another model")
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(state["weights"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class _AdapterModel:
+    """A causal LM with an adapter that is trained, and without it the reference."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        from trl_rewards.models import Sampler, adapter_parameters
+
+        self.model = model
+        self.trained = adapter_parameters(model, ADAPTER)
+        self._pad = tokenizer.pad_token_id
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._sampler = Sampler(tokenizer, context, (), "prime")
+
+    @property
+    def device(self) -> Any:
+        return self.model.device
+
+    def encode(self, prompt: Any) -> list[int]:
+        """A prompt's token ids, as TRL has them for the policy."""
+        return self._sampler.encode(prompt)
+
+    def training(self) -> Any:
+        """`with`: log-ratios have gradients. `backward()` belongs inside."""
+        from trl_rewards.models import using
+
+        return using(self.model, ADAPTER, training=True)
+
+    def log_ratios(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """(B, T) log π_φ - log π_ref of the completions' tokens, float32, 0 on the padding at the right; its mask."""
+        import torch
+
+        from trl_rewards.models import using
+
+        longest, width = max(map(len, prompts)), max(1, *map(len, completions))
+        ids = torch.full((len(prompts), longest + width), self._pad)
+        attention = torch.zeros_like(ids)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            place = slice(longest - len(prompt), longest + len(completion))
+            ids[row, place], attention[row, place] = torch.tensor(prompt + completion), 1
+        ids, attention = ids.to(self.device), attention.to(self.device)
+        with using(self.model, None):
+            reference = self._logps(ids, attention, width)
+        if torch.is_grad_enabled():
+            logps = self._logps(ids, attention, width)
+        else:
+            with using(self.model, ADAPTER):
+                logps = self._logps(ids, attention, width)
+        mask = attention[:, longest:]
+        return (logps - reference).masked_fill(mask == 0, 0.0), mask
+
+    def _logps(self, ids: Tensor, attention: Tensor, width: int) -> Tensor:
+        """(B, width) float32 log-probabilities of the last `width` tokens."""
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=width + 1,
+        ).logits[:, :-1]
+        return logits.float().log_softmax(dim=-1).gather(2, ids[:, -width:, None]).squeeze(2)
+
+
+class PrimeNorm(TokenShaper):
+    """Process rewards over the largest |return-to-go| of the batch: the releases' batch norm.
+
+    https://huggingface.co/papers/2502.01456. There the batch is one process's, here all processes'.
+    """
+
+    eps: float = 1.0e-6
+
+    def shape_tokens(self, rewards: Tensor, scores: Scores, samples: Samples) -> Tensor:
+        from trl_rewards_prime.implicit import batch_normed
+
+        return batch_normed(rewards, self.eps)
