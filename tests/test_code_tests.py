@@ -68,6 +68,8 @@ def test_tests_as_datasets_have_them():
     assert read_tests(None) == read_tests("") == read_tests([]) == []
     with pytest.raises(RewardError, match=r"'checks' must hold assert statements.*got '5'"):
         read_tests(5, "checks")
+    with pytest.raises(RewardError, match="'checks' must hold as many outputs as inputs, got 1 for 2"):
+        read_tests({"inputs": ["1", "2"], "outputs": ["1"]}, "checks")
 
 
 def test_outputs_differ_in_more_than_trailing_space():

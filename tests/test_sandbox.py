@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trl_rewards import RewardError
-from trl_rewards.sandbox import Limits, Outcome, Program, open_sandbox, opening, run_tests
+from trl_rewards.sandbox import Limits, Outcome, Program, folders, open_sandbox, opening, run_tests
 from trl_rewards.sandbox.local import Unsafe, landlock_version
 from trl_rewards.sandbox.programs import status_of
 from trl_rewards.sandbox.selftest import PROBE, leaks
@@ -259,6 +259,16 @@ GREEDY = {
     "sparse file": ("open('x', 'wb').truncate(1 << 40)", "error"),
     "many files": ("for n in range(10**9): open(str(n), 'w').write('x')", "output"),
     "many bytes": ("for n in range(10**9): open(str(n % 50), 'wb').write(bytes(4 << 20))", "output"),
+    "files where no path reaches": (
+        "import os, time\nfor _ in range(20):\n    os.mkdir('d' * 250)\n    os.chdir('d' * 250)\n"
+        "for n in range(50): open(str(n), 'wb').write(bytes(4 << 20))\ntime.sleep(10)",
+        "output",
+    ),
+    "files that cannot be listed": (
+        "import os, time\nos.mkdir('d', 0o300)\n"
+        "for n in range(50): open(f'd/{n}', 'wb').write(bytes(4 << 20))\ntime.sleep(10)",
+        "output",
+    ),
     "many descriptors": ("x = [open('main.py') for _ in range(1000)]", "error"),
 }
 
@@ -280,6 +290,7 @@ def test_whatever_a_program_makes_of_its_folder_is_removed(sandbox):
         "os.mkdir('closed', 0)\n"
         "os.symlink('/', 'root')\n"
         "os.symlink('loop', 'loop')\n"
+        "for n in range(9): os.makedirs(f'.{n}.lifted/a/b')\n"
         "for _ in range(1200):\n    os.mkdir('d')\n    os.chdir('d')\n"
         "open('bottom', 'w')\n"
         "os.open('bottom', os.O_CREAT, 0)\n"
@@ -287,6 +298,31 @@ def test_whatever_a_program_makes_of_its_folder_is_removed(sandbox):
     assert sandbox.run(Program(source=source)).status == "ok"
     assert sandbox.run(Program(source="import os, shutil\nshutil.rmtree(os.getcwd(), True)\nprint(1)")).stdout == "1\n"
     assert list(Path(sandbox.folder).iterdir()) == []
+
+
+def test_nothing_of_a_program_runs_when_its_folder_is_removed(sandbox, monkeypatch):
+    inside: list[list[str]] = []
+
+    def processes(folder: str) -> list[str]:
+        found = []
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{process}/cwd").startswith(folder):
+                    found.append(process)
+            except OSError:
+                continue
+        return found
+
+    def remove(folder: str) -> None:
+        inside.append(processes(folder))
+        removed(folder)
+
+    removed = folders.remove
+    monkeypatch.setattr(folders, "remove", remove)
+    busy = "import os\nwhile True:\n    os.mkdir('a')\n    os.rename('a', 'b')\n    os.rmdir('b')"
+    for _ in range(5):
+        assert sandbox.run(Program(source=busy, limits=Limits(seconds=0.3))).status == "timeout"
+    assert inside == [[]] * 5
 
 
 FORGERIES = {
@@ -345,6 +381,7 @@ def f(x):
     harness = sys.modules['__main__']
     raise (harness.Gone if x == 2 else harness.Late)('passed')
 """,
+    "ends the test's loops": "def f(x): raise StopIteration",
     "ends the tests from inside": "def f(x): raise KeyboardInterrupt",
     "answers nonsense": """
 import os
@@ -375,6 +412,7 @@ def test_no_pass_is_forged(sandbox, kind):
         "assert abs(f(2) - 4) < 1e-6",
         "assert 4 in [f(2)] and f(2) in [4]",
         "assert not f(2) != 4",
+        "assert all(map(lambda x: f(x) == 4, [2, 2]))",
     ]
     results = run_tests(sandbox, FORGERIES[kind], tests, timeout=10)
     assert [result.status for result in results] == ["failed"] * len(tests), results
@@ -483,6 +521,33 @@ def test_helpers_and_entry_point_as_in_humaneval(sandbox):
     assert (right.status, wrong.status, broken.status) == ("passed", "failed", "broken")
 
 
+HOLES = {
+    "raises where names are asked for": "peer.operations['names'] = lambda wanted: [][0]",
+    "raises a mistake in the test": "peer.operations['names'] = lambda wanted: compile('(', 'test', 'exec')",
+    "raises as if a module were missing": "peer.operations['names'] = lambda wanted: __import__('no_such_module')",
+    "answers without an answer": "peer._answer = lambda message: peer._send(['answer'])",
+    "answers with no value": "peer._answer = lambda message: peer._send(['answer', {'set': [[]]}, []])",
+    "answers with another's changes": "peer._answer = lambda message: peer._send(['answer', {}, [[7, 1]]])",
+}
+
+
+@pytest.mark.parametrize("kind", HOLES)
+def test_wrong_code_makes_no_hole_of_itself(sandbox, kind):
+    code = (
+        f"import gc, sys\nsolver = sys.modules['__main__'].Solver\ndef f(x): return 0\n"
+        f"for peer in gc.get_objects():\n    if isinstance(peer, solver):\n        {HOLES[kind]}\n        break\n"
+    )
+    for setup in ("", "expected = 4\ndef known(): return f(2)"):
+        results = run_tests(sandbox, code, ["assert f(2) == 4", "assert 4 == f(2)"], 10, setup=setup)
+        assert [result.status for result in results] == ["failed"] * 2, results
+
+
+def test_a_test_that_wants_what_is_not_there_is_broken(sandbox):
+    tests = ["import no_such_module\nassert f(1) == 1", "assert f(1) == 1", "f(2)"]
+    code = "def f(x):\n    if x == 2: import no_such_module\n    return x"
+    assert [result.status for result in run_tests(sandbox, code, tests)] == ["broken", "passed", "failed"]
+
+
 def test_a_program_gets_its_input_files_and_modules(sandbox):
     source = "import sys, helper\nprint(input(), helper.x, open('data/a.txt').read(), len(sys.stdin.read()))\nexit(3)"
     files = {"helper.py": "x = 5", "data/a.txt": "ü"}
@@ -558,7 +623,7 @@ def test_a_backend_that_leaks_is_refused_and_auto_takes_nothing_weaker(monkeypat
 
 def test_a_sandbox_that_does_not_come_up_is_no_verdict(monkeypatch, sandbox):
     command = ["/bin/sh", "-c", "echo broken >&2; exit 1"]
-    monkeypatch.setattr(type(sandbox), "command", lambda self, inner, folder: command)
+    monkeypatch.setattr(type(sandbox), "command", lambda self, inner, folder, told: command)
     outcome = sandbox.run(Program(source="print(1)"))
     assert outcome.status == "infra"
     assert outcome.stderr == f"the {sandbox.name} sandbox did not come up: broken"

@@ -119,6 +119,23 @@ def test_a_service_runs_programs_and_tests(service, kind, monkeypatch):
         assert (request["language"], request["run_timeout"], request["memory_limit_MB"]) == ("python", 10, 512)
 
 
+SHADOW = """
+import os, signal
+for name in ("statistics", "heapq"):
+    open(f"{name}.py", "w").write("mean = lambda values: 4\\nnsmallest = lambda n, values: [4]")
+def f(x):
+    if x == 9: os.kill(os.getppid(), signal.SIGTERM)
+    return x
+"""
+
+
+def test_code_at_a_service_replaces_no_module_and_makes_no_hole(service):
+    with open_sandbox("remote", endpoint=service.address) as sandbox:
+        tests = ["assert statistics.mean([f(1)]) == 4", "import heapq\nassert heapq.nsmallest(1, [f(1)]) == [4]"]
+        assert [result.status for result in run_tests(sandbox, SHADOW, tests, timeout=5)] == ["failed"] * 2
+        assert [result.status for result in run_tests(sandbox, SHADOW, ["f(9)"], timeout=5)] == ["failed"]
+
+
 @pytest.mark.parametrize(
     ("kind", "answer", "words"),
     [

@@ -40,6 +40,8 @@ class Odd(Tool):
                 sys.exit(3)
             case "number":
                 return 7
+            case "half":
+                return "so \ud83d"
             case "hang":
                 threading.Event().wait(60)
         return "fine"
@@ -67,6 +69,12 @@ def test_results_come_in_the_order_of_calls_and_unknown_names_have_none():
 def test_failures_are_observations(input, text, problem):
     (found,) = Toolbox([Odd()]).run([(input, ToolCall("odd"))])
     assert found == Observation(text, False, found.seconds, problem)
+
+
+def test_what_a_tool_says_can_be_tokenised():
+    (found,) = Toolbox([Odd()]).run([("half", ToolCall("odd"))])
+    assert found is not None
+    assert (found.text, found.ok) == ("so ?", True)
 
 
 def test_a_hanging_call_is_given_up_at_its_deadline_and_costs_no_other():

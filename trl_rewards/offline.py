@@ -100,7 +100,9 @@ def score_dataset(
         _keep_traces(trace, done)
     try:
         with out.open("a", encoding="utf-8") as stream, contextlib.ExitStack() as stack:
-            traces = stack.enter_context(trace.open("a", encoding="utf-8")) if trace else None
+            # What a model wrote may be no UTF-8; as an escape it is JSON all the same.
+            opened = trace.open("a", encoding="utf-8", errors="backslashreplace") if trace else None
+            traces = stack.enter_context(opened) if opened else None
             if not done and stream.tell() == 0:
                 stream.write(header)
             batches = list(_batches(len(dataset), done, batch_size))

@@ -110,6 +110,9 @@ def _work(
         text = tool.call(input, call)
         if not isinstance(text, str):
             raise TypeError(f"it returned {type(text).__name__}, not str")
+        text = text.encode(
+            "utf-8", "replace"
+        ).decode()  # half an emoji, as servers cut them, is no text to a tokenizer
         ok = True
     except ToolError as error:
         text = str(error)

@@ -17,7 +17,7 @@ from trl_rewards.errors import RewardError
 from trl_rewards.samples import Failed, Samples
 from trl_rewards.sandbox import Limits, Program, Sandbox, Suite, TestResult, check_choice, open_sandbox
 
-_FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(`{3,})([^\n`]*)\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
 class CodeTests(Reward):
@@ -191,7 +191,12 @@ def read_tests(value: Any, column: str = "tests") -> list[str] | list[Pair]:
             found = json.loads(value)
             read = found if isinstance(found, list | dict) else value
     if isinstance(read, Mapping) and {"inputs", "outputs"} <= set(read):
-        read = [{"input": one, "output": other} for one, other in zip(read["inputs"], read["outputs"], strict=True)]
+        given, wanted = read["inputs"], read["outputs"]
+        if len(given) != len(wanted):
+            raise RewardError(
+                f"dataset column {column!r} must hold as many outputs as inputs, got {len(wanted)} for {len(given)}"
+            )
+        read = [{"input": one, "output": other} for one, other in zip(given, wanted, strict=True)]
     match read:
         case None | "":
             return []
@@ -214,7 +219,9 @@ def find_code(text: str, prefix: str = "") -> str | None:
     does something. `prefix` comes first in what is returned.
     """
     text = text.rpartition("</think>")[2]
-    blocks = [(language.lower(), code) for _, language, code in _FENCE.findall(text)]
+    blocks = [
+        (re.split(r"[^\w+-]", info.strip(), maxsplit=1)[0].lower(), code) for _, info, code in _FENCE.findall(text)
+    ]
     python = [code for language, code in blocks if language in ("python", "py", "python3")]
     found = (python or [code for language, code in blocks if not language])[-1:]
     if found:

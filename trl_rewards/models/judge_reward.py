@@ -13,6 +13,7 @@ import json
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar
@@ -27,6 +28,8 @@ from trl_rewards.models.untrusted import addresses_judge, as_text, without_contr
 from trl_rewards.samples import Failed, Samples
 
 Message = dict[str, str]
+MOST_FOLLOW_UPS = 64
+"""Follow-ups that are made at a time."""
 RETRY_TEMPERATURE = 0.7
 """At least this warm is a question asked again: at 0 the same reply would come."""
 
@@ -160,12 +163,15 @@ class JudgeReward(JudgeOptions):
         asker = self._ready()
         exchanges = self._exchanges(samples)
         counts: Counter[str] = Counter()
+        loop = asyncio.get_running_loop()
+        # Not asyncio's own few threads: a follow-up may wait for something else that is to run in one of those.
+        threads = ThreadPoolExecutor(MOST_FOLLOW_UPS, thread_name_prefix="follow-up")
 
         async def converse(exchange: _Exchange) -> None:
             done = False
             while not done:
                 reply = await asker.ask(exchange.question)
-                if self._has_turns and await asyncio.to_thread(self._goes_on, exchange, reply):
+                if self._has_turns and await loop.run_in_executor(threads, self._goes_on, exchange, reply):
                     continue
                 done = self._take(exchange, reply, counts)
 
@@ -180,6 +186,7 @@ class JudgeReward(JudgeOptions):
             for exchange in exchanges:
                 exchange.scores = exchange.scores or [late] * len(exchange.ask.rows)
         finally:
+            threads.shutdown(wait=False, cancel_futures=True)
             counts.update(asker.finish())
         for outcome in outcomes:
             if outcome is not None:

@@ -25,7 +25,7 @@ def write_files(folder: str, files: Mapping[str, str]) -> None:
 
 
 def is_over(folder: str, most_bytes: int) -> bool:
-    """Whether a folder holds more than so many bytes or MOST_ENTRIES. Follows no links."""
+    """Whether a folder holds more than so many bytes or MOST_ENTRIES, or hides what it holds. Follows no links."""
     used, entries, waiting = 0, 0, [folder]
     while waiting:
         try:
@@ -37,12 +37,14 @@ def is_over(folder: str, most_bytes: int) -> bool:
                     except FileNotFoundError:
                         continue
                     used += about.st_blocks * 512
-                    if stat.S_ISDIR(about.st_mode):
+                    if stat.S_ISDIR(about.st_mode) and about.st_mode & 0o300 == 0o300:  # others stay empty
                         waiting.append(entry.path)
                     if used > most_bytes or entries > MOST_ENTRIES:
                         return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone meanwhile
         except OSError:
-            continue  # gone meanwhile, without permission to look, or deeper than a path may be long
+            return True  # no permission to look, or deeper than a path may be long: what is in there has no end
     return False
 
 

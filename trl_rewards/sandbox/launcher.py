@@ -4,7 +4,8 @@
 
 A separate start instead of `preexec_fn`, which may deadlock in a trainer that has threads. Imports little: that is
 paid for every program. When all limits hold it writes `ok` to the descriptor that it was told, which closes
-with exec, so that nobody takes a sandbox that did not come up for a program that failed.
+with exec, and `no` after it if something fails yet, so that nobody takes a sandbox that did not come up for a program
+that failed.
 """
 
 import ctypes
@@ -94,7 +95,11 @@ def main():
             restrict_files(*config["landlock"])
         restrict_calls(config["seccomp"])
     os.write(ready, b"ok")
-    os.execve(config["command"][0], config["command"], config["env"])
+    try:
+        os.execve(config["command"][0], config["command"], config["env"])
+    except BaseException:
+        os.write(ready, b"no")
+        raise
 
 
 main()

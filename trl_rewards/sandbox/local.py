@@ -73,8 +73,12 @@ class LocalSandbox(Sandbox):
         self._lock = threading.Lock()
         self._closed = False
 
-    def command(self, inner: list[str], folder: str) -> list[str]:
-        """What to start, so that `inner`, the launcher, runs for the program in `folder`."""
+    wraps = False
+    """Whether the process that is started is not the program's, but tells of it and outlives it."""
+
+    def command(self, inner: list[str], folder: str, told: int) -> list[str]:
+        """What to start, so that `inner`, the launcher, runs for the program in `folder`. What `wraps` writes the
+        program's process to the descriptor `told`, as `{"child-pid": …}`."""
         return inner
 
     def landlock(self, folder: str) -> tuple | None:
@@ -182,9 +186,11 @@ class Confined:
         self._looked = time.monotonic()
         self.folder = os.path.realpath(tempfile.mkdtemp(prefix="trl-rewards-sandbox-", dir=sandbox.folder))
         self._ready, ready = os.pipe()
+        tells, told = os.pipe()
         try:
             folders.write_files(self.folder, files)
-            command = sandbox.command([INTERPRETER, "-I", "-S", LAUNCHER, self._config(arguments, ready)], self.folder)
+            launch = [INTERPRETER, "-I", "-S", LAUNCHER, self._config(arguments, ready)]
+            command = sandbox.command(launch, self.folder, told)
             with tempfile.TemporaryFile() as given:
                 given.write(stdin.encode("utf-8", "surrogatepass"))
                 given.seek(0)
@@ -193,17 +199,21 @@ class Confined:
                     stdin=given if stdin else subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
                     stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
-                    pass_fds=(ready, *keep),
+                    pass_fds=(ready, *([told] if sandbox.wraps else []), *keep),
                     env={},  # whatever stands between the launcher and this process must hold no secrets either
                     cwd=self.folder,
                     start_new_session=True,
                 )
         except BaseException:
             os.close(self._ready)
+            os.close(tells)
             folders.remove(self.folder)
             raise
         finally:
             os.close(ready)
+            os.close(told)
+        self._inner = _process_told(tells) if sandbox.wraps else None
+        os.close(tells)
         for pipe, buffer in ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr)):
             if pipe is not None:
                 self._selector.register(pipe, selectors.EVENT_READ, buffer)
@@ -295,14 +305,21 @@ class Confined:
         # A confined program is one process: once that has ended, its number may be another's.
         if self.process.returncode is None or not self.sandbox.kernel:
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+                if self._inner:  # what wraps it ends when it is gone: until then it might still change its folder
+                    os.kill(self._inner, signal.SIGKILL)
+                else:
+                    os.killpg(self.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Confined:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self.process.wait()
+        try:
+            self.process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         with self.sandbox._lock:
             self.sandbox._running.discard(self)
         self._selector.close()
@@ -311,6 +328,19 @@ class Confined:
             if pipe is not None:
                 pipe.close()
         folders.remove(self.folder)
+
+
+def _process_told(tells: int) -> int | None:
+    """The process that what wraps it tells of; None if it says nothing, because it failed."""
+    said = b""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(tells, selectors.EVENT_READ)
+        while b"}" not in said:
+            part = os.read(tells, 4096) if waiting.select(START_SECONDS) else b""
+            if not part:
+                return None
+            said += part
+    return json.loads(said)["child-pid"]
 
 
 def _follow(judge: Confined, solver: Confined, count: int, timeout: float) -> list[TestResult]:
@@ -374,6 +404,7 @@ class Bubblewrap(LocalSandbox):
     """Bubblewrap: namespaces of its own for files, network, processes and users; inside, the same seccomp filter."""
 
     name = "bwrap"
+    wraps = True
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -386,8 +417,19 @@ class Bubblewrap(LocalSandbox):
             raise ValueError("bwrap has no table of system calls for this architecture")
         self._bwrap = found
 
-    def command(self, inner: list[str], folder: str) -> list[str]:
-        options = ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+    def command(self, inner: list[str], folder: str, told: int) -> list[str]:
+        options = [
+            "--info-fd",
+            str(told),
+            "--unshare-all",
+            "--unshare-user",
+            "--uid",
+            "65534",
+            "--gid",
+            "65534",
+            "--cap-drop",
+            "ALL",
+        ]
         options += ["--die-with-parent", "--new-session"]
         bound: list[str] = []
         for path in [*self.readable(), INTERPRETER, *dynamic_linkers(), LAUNCHER]:

@@ -124,12 +124,12 @@ class Peer:
         self._objects = {}
         self._exceptions = {}
         self.operations = dict(OPERATIONS)
+        self.theirs = None  # the last exception that the other side raised
 
     def call(self, function, args, kwargs):
         """What the other side's function returns; its changes to the arguments are made here too."""
-        value, changed = self._exchange(["call", *map(self.pack, (function, list(args), kwargs))])
-        for index, new in changed:
-            old, new = args[index], self.unpack(new)
+        value, changed = self._exchange("call", function, list(args), kwargs)
+        for old, new in changed:
             if type(old) is not type(new):
                 continue
             if isinstance(old, list | bytearray):
@@ -137,26 +137,36 @@ class Peer:
             else:
                 old.clear()
                 old.update(new)
-        return self.unpack(value)
+        return value
 
     def ask(self, operation, *arguments):
         """What the other side answers."""
-        return self.unpack(self._exchange([operation, *map(self.pack, arguments)])[0])
+        return self._exchange(operation, *arguments)[0]
 
     def serve(self):
         """Do what the other side asks, until it ends."""
         while True:
             self._answer(self._receive())
 
-    def _exchange(self, message):
-        self._send(message)
+    def _exchange(self, operation, *arguments):
+        """What the other side answers, and what its arguments became: pairs of the old and the new."""
+        self._send([operation, *map(self.pack, arguments)])
         while True:
             message = self._receive()
-            if message[0] == "answer":
-                return message[1:]
-            if message[0] == "raise":
-                raise self._exception(*message[1:])
-            self._answer(message)
+            if message[0] not in ("answer", "raise"):
+                self._answer(message)
+                continue
+            try:
+                if message[0] == "answer":
+                    _, value, changed = message
+                    return self.unpack(value), [(arguments[1][index], self.unpack(new)) for index, new in changed]
+                self.theirs = self._exception(*message[1:])
+            except Exception:  # what was packed can be unpacked, so this is the code's own doing
+                raise Gone("what the program sent cannot be read") from None
+            if isinstance(self.theirs, StopIteration) and operation != "next":
+                # It would end a `map` in the test, so that `all(map(f, …))` holds; generators do the same.
+                self.theirs = RuntimeError("the other side raised StopIteration")
+            raise self.theirs
 
     def _answer(self, message):
         changed = []
@@ -455,8 +465,9 @@ def judge(peer, job, say):
     except (Gone, Late):
         raise
     except BaseException as error:
+        status = "failed" if error is peer.theirs else "broken"
         for _ in job["tests"]:
-            say({"status": "broken", "message": f"the tests' setup fails: {told(error)}"})
+            say({"status": status, "message": f"the tests' setup fails: {told(error)}"})
         return
     for test in job["tests"]:
         say(verdict(peer, test, shared, entry_point))
@@ -477,18 +488,20 @@ def verdict(peer, test, shared, entry_point):
     peer.unfit.clear()
     try:
         compiled = compile(test, "test", "exec")
-        known = set(shared) - ({entry_point} if entry_point else set())
-        space = shared | look_up(peer, test, entry_point, known)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {"status": "broken", "message": told(error)}
-    if entry_point:
-        shared |= {name: space[name] for name in (entry_point, "candidate") if name in space}  # for helpers of setup
+    known = set(shared) - ({entry_point} if entry_point else set())
     try:
+        space = shared | look_up(peer, test, entry_point, known)
+        if entry_point:  # for helpers of setup
+            shared |= {name: space[name] for name in (entry_point, "candidate") if name in space}
         exec(compiled, space)
     except (Gone, Late):
         raise
     except BaseException as error:
-        status, message = "failed", told(error, test)
+        # A module that the test wants and that is not there: no code can pass.
+        missing = isinstance(error, ImportError) and error is not peer.theirs
+        status, message = "broken" if missing else "failed", told(error, test)
     else:
         status, message = "passed", ""
     if peer.unfit:  # also where the test went on
@@ -542,6 +555,7 @@ def main():
 
 def prepare():
     """The job, and where verdicts are written; what tests print goes nowhere."""
+    del sys.path[0]  # this folder, in which the code may write modules of its own
     with open("job.json", encoding="utf-8") as file:
         job = json.load(file)
     out = os.fdopen(os.dup(1), "w")
@@ -578,6 +592,9 @@ def alone():
         peer = Judge(reading, writing)
         try:
             peer.ask("hello")
+            if not done:
+                say({"at": "up"})
+            loaded = False
             signal.setitimer(signal.ITIMER_REAL, job["timeout"])
             judge(peer, job | {"tests": tests[done:]}, say)
         except Gone as gone:

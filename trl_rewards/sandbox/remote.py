@@ -85,12 +85,9 @@ class Remote(Sandbox):
         outcome = self.run(Program(source=PEER.read_text(encoding="utf-8"), files=files, limits=limits))
         if outcome.status == "infra":
             return [TestResult("infra", outcome.stderr)] * count
-        results = [
-            TestResult(verdict["status"], verdict["message"])
-            for verdict in _lines(outcome.stdout)
-            if verdict.get("word") == word and "status" in verdict
-        ][:count]
-        if not results and outcome.status == "error":
+        said = [line for line in _lines(outcome.stdout) if line.get("word") == word]
+        results = [TestResult(line["status"], line["message"]) for line in said if "status" in line][:count]
+        if not said and outcome.status == "error":
             return [TestResult("infra", f"the tests did not start: {outcome.stderr.strip()[-300:]}")] * count
         missing = "timeout" if outcome.status == "timeout" else "failed"
         return results + [TestResult(missing, "the run ended before this test")] * (count - len(results))

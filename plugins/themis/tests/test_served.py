@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from trl_rewards_themis.served import yes_or_no
+from trl_rewards_themis.tools.web_search import WebSearch
 
 from trl_rewards import Failed, Samples, load_reward
 from trl_rewards.loading import build
 from trl_rewards.models.scripted_judge import ScriptedJudge
 from trl_rewards.testing import check_reward, run_reward
+from trl_rewards.toolbox import Toolbox
 
 
 class Checker(ScriptedJudge):
@@ -72,6 +75,29 @@ def test_a_chat_model_calls_tools_and_says_yes_or_no():
     last = [request for request in server.asked if request.get("logprobs")]
     assert len(last) == 3
     assert {request["max_tokens"] for request in last} == {1}
+
+
+def test_many_rows_may_ask_the_web_at_a_time(tmp_path, monkeypatch):
+    class Search(WebSearch):
+        display_name = "search"
+        answers_to = ("arithmetic",)
+
+        def call(self, input, call):
+            everybody.wait(timeout=30)
+            return self.look_up({"q": input})
+
+        async def fetch(self, client, question):
+            return str(sum(map(int, question["q"].split("+"))))
+
+    rows = 12  # asyncio's own executor has fewer threads on a small machine, and the cache needs one
+    everybody = threading.Barrier(rows)
+    with Checker() as server:
+        reward = load_reward("themis_served", model="checker", endpoint=server.url, tools=["arithmetic"])
+        search = Search(api_key_env=None, timeout=60, cache=str(tmp_path / "kept.sqlite"))
+        monkeypatch.setattr(reward, "_toolbox", Toolbox([search]))
+        scores = run_reward(reward, Samples([f"{n} + 1" for n in range(rows)], [str(n + 1) for n in range(rows)]))
+        reward.close()
+    assert [score.trace["steps"][0]["observation"] for score in scores] == [str(n + 1) for n in range(rows)]
 
 
 def test_a_server_without_logprobs_gives_holes_and_the_trajectory():
