@@ -31,7 +31,7 @@ def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]
         raise RecipeError(["give --config RECIPE, or --reward once or more"], "rewards")
     if rewards:
         entries = [word_value(entry) for entry in rewards]
-        return Recipe.parse({"rewards": entries}, overrides, "--reward", check_trl=False)
+        return Recipe.parse({"rewards": entries}, overrides, "command line", check_trl=False)
     recipe = Recipe.load(config, overrides, check_trl=False)
     if not recipe.trains_policy:
         raise RecipeError([f"trainer {recipe.trainer!r} has no rewards to score with"], config)
