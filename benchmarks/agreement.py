@@ -27,7 +27,7 @@ from typing import Any
 
 from datasets import disable_progress_bars
 
-from trl_rewards import PluginError, Recipe, load_plugins
+from trl_rewards import Recipe
 from trl_rewards.agree import Recorded, agree
 
 HERE = Path(__file__).name
@@ -155,16 +155,9 @@ def rewards(references: int) -> list[dict[str, Any]]:
         for k in range(1, references + 1)
     ]
     for name in ("rouge_l", "bleu_rouge_f1"):
-        for k in sorted({1, references} - {0}) if references and installed(name) else []:
+        for k in sorted({1, references}) if references else []:
             found.append({"use": name, "as": f"{name}_{k}", "with": {"references": f"references_{k}"} | whole})
     return found + [{"use": f"./{HERE}:{name}"} for name in BARE]
-
-
-def installed(name: str) -> bool:
-    try:
-        return bool(load_plugins().find("reward", name))
-    except PluginError:
-        return False
 
 
 def measure(data: Path, name: str, entries: list[dict[str, Any]], ties: Any = "half") -> dict[str, Any]:

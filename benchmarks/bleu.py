@@ -4,8 +4,8 @@
 
 2,000 completions in groups of 8, five references per prompt, then one completion per prompt, as when data are
 selected. With --data (`testset-v1.jsonl` of https://github.com/WeOpenML/PandaLM and `references.jsonl`, as for
-human_agreement.py) the texts are real; otherwise they have Zipf's word frequencies and 270 words, of which a third is
-copied from the references. Ways are timed in turn, by CPU time, and the fastest of the rounds counts; before that
+agreement.py) the texts are real; otherwise they have Zipf's word frequencies and 270 words, of which a third is copied
+from the references. Ways are timed in turn, by CPU time, and the fastest of the rounds counts; before that
 their numbers are compared. Needs sacrebleu, bleuscore, rouge-score and rouge-score-rs (`trl-rewards[test]`).
 """
 

@@ -160,6 +160,14 @@ def test_kept_scores_are_not_made_again(agree, tmp_path):
     [
         (("--answers", "chosn", "rejected"), "--answers: no column 'chosn', did you mean 'chosen'"),
         (("--label", "chosen"), "--label-values: 'chosen' says long, not model_a, model_b, tie; no pair is left"),
+        (("--answers", "chosen", "chosen"), "--answers: must be different ones, got chosen, chosen"),
+        (
+            ("--label", "prompt", "--label-values", "a", "b", "b"),
+            "--label-values: must be different ones, got a, b, b",
+        ),
+        (("--lable", "prompt"), "--lable: no option of this command and no key of a recipe, did you mean 'label'"),
+        (("--batch-size", "0"), "--batch-size: at least 1, got 0"),
+        (("--data", "./none.jsonl"), "--data: no file './none.jsonl' in "),
         (("--by", "kind"), "--by: no column 'kind'"),
         (("--ties", "none"), "--ties: must be one of half, strict"),
         (("--config", "quickstart"), "give --config RECIPE, or --reward once or more"),

@@ -229,6 +229,26 @@ def score(command, write, tmp_path):
     return run
 
 
+def test_traces_of_texts_with_every_separator_are_kept_when_scoring_goes_on(score, tmp_path):
+    texts = [{"prompt": "p", "completion": f"a\u2028\x85{row}", "answer": "a"} for row in range(4)]
+    words = ("--batch-size", "2", "--trace", tmp_path / "trace.jsonl")
+    _, whole, _, _ = score(*texts, words=words)
+    told = (tmp_path / "trace.jsonl").read_bytes()
+    scores = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text("".join(scores[:4]))  # the header, a batch of two, and a row of the next
+    status, again, _, err = score(*texts, words=words)
+    assert status == 0, err
+    assert again == whole
+    assert (tmp_path / "trace.jsonl").read_bytes() == told
+
+
+def test_an_option_that_is_spelt_wrong_is_no_override(score):
+    status, _, _, err = score(*ROWS, words=("--batchsize", "3"))
+    assert status == 1
+    assert "--batchsize: no option of this command and no key of a recipe, did you mean 'batch-size'" in err
+    assert score(*ROWS, words=("--seed", "3", "--rewards.0.weight", "2"))[0] == 0  # TRL's, and ours
+
+
 ROWS = (
     {"prompt": "p", "completion": "a", "answer": "A"},
     {"prompt": "p", "completion": "b", "answer": "a"},

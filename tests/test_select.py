@@ -124,10 +124,55 @@ def test_several_answers_per_row_count_as_their_mean(select):
     assert "every row of 'answer_7b' must have as many; there are [1, 2]" in str(uneven.exception)
 
 
+def test_a_row_that_lacks_one_of_its_answers_is_left_out(select):
+    result, chosen = select(rows_with([["a dog", None], ["a", "b"]]), *RECORDED, "--count", "2")
+    assert "1 without 'answer_7b' left out" in result.output
+    assert [row["id"] for row in chosen] == [1]
+
+
+def test_a_total_that_is_not_the_score_is_written_beside_it(select):
+    words = ("--completions", "answer_7b", "--reward", "{use: bleuberi, weight: -2}", "--count", "2")
+    result, chosen = select(rows_with(), *words)
+    assert [row["id"] for row in chosen] == [4, 0]  # the lowest totals are the highest scores
+    assert [row["total_score"] for row in chosen] == [-2 * row["bleuberi_score"] for row in chosen]
+    assert "total of these: -2 to 0" in result.output
+
+
+def test_what_json_cannot_say_is_refused_before_anything_is_scored(select, tmp_path):
+    from datetime import date
+
+    from datasets import Dataset
+
+    data = tmp_path / "dated.parquet"
+    Dataset.from_list([row | {"day": date(2025, 1, row["id"] + 1)} for row in rows_with()]).to_parquet(data)
+    words = ("--data", str(data), *RECORDED, "--count", "1")  # the last --data counts
+    result, _ = select([], *words)
+    assert "column 'day' holds date, which JSON lines cannot; give a name that ends in .parquet" in str(
+        result.exception
+    )
+    assert not (tmp_path / "out").exists()
+    result, _ = select([], *words, out="out/train.parquet")
+    assert result.exit_code == 0, result.exception
+    assert load_splits(str(tmp_path / "out"))["train"]["day"] == [date(2025, 1, 4)]
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("--count", "0", *RECORDED), "--count and --n: at least 1, got 0"),
+        (("--count", "0", *RECORDED), "--count: at least 1, got 0"),
+        (("--count", "1", *RECORDED, "--limit", "-1"), "--limit: at least 1, got -1"),
+        (
+            ("--count", "1", *RECORDED, "--model", "m"),
+            "--completions: the answers are the column's, so leave out --model",
+        ),
+        (("--count", "1", *RECORDED, "--n", "4"), "so leave out --model and --n"),
+        (("--count", "1", *RECORDED, "--copy", "train"), "--copy: 'train' would be written to "),
+        (("--count", "1", *RECORDED, "--selecter", "easy"), "--selecter: no option of this command and no key of a"),
+        (("--count", "1", *RECORDED, "--selecter", "easy"), "did you mean 'selector'"),
+        (
+            ("--count", "1", *RECORDED, "--references", "answer_7b", "--dataset.columns.references", "references"),
+            "--references: dataset.columns.references is given too",
+        ),
         (("--count", "1", "--reward", "bleuberi"), "--model: a model to write the answers is needed"),
         (("--count", "1", "--completions", "answer_7b"), "give --config RECIPE, or --reward once or more"),
         (("--count", "1", *RECORDED, "--selector", "hrad"), "unknown selector 'hrad', did you mean 'hard'"),

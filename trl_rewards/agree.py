@@ -157,7 +157,7 @@ def agree(recipe: Recipe, recorded: Recorded, out: Path | None, batch_size: int)
 def read_pairs(recipe: Recipe, recorded: Recorded) -> tuple[Any, list[int], dict[str, int]]:
     """The pairs that count, the answer that was preferred in each (1, 2, or 0 for neither), and how many were left
     out for what."""
-    dataset = split_of(load_splits(recorded.data), recorded.split, recorded.data, recipe.source)
+    dataset = split_of(load_splits(recorded.data, option="--data"), recorded.split, recorded.data, recipe.source)
     if "prompt" not in [*dataset.column_names, *recipe.dataset.columns] and recorded.answers == ("chosen", "rejected"):
         from trl.data_utils import maybe_extract_prompt
 
@@ -171,6 +171,9 @@ def read_pairs(recipe: Recipe, recorded: Recorded) -> tuple[Any, list[int], dict
         for name in wanted
         if name and name not in names
     ]
+    for option, wanted in (("answers", recorded.answers), ("label-values", recorded.values)):
+        if len(set(wanted)) < len(wanted):
+            problems.append(f"--{option}: must be different ones, got {', '.join(wanted)}")
     if problems:
         raise RecipeError(problems, recipe.source)
     says = dict(zip(recorded.values, (1, 2, 0), strict=True))

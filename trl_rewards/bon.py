@@ -87,11 +87,13 @@ def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: L
     problems = [] if recipe.trains_policy else [f"trainer {recipe.trainer!r} has no rewards to score with"]
     problems += [] if path else ["--model: a policy is needed, here or as model_name_or_path in the recipe"]
     problems += refused_names(out, out)
+    if options.limit is not None and options.limit < 1:
+        problems.append(f"--limit: at least 1, got {options.limit}")
     if options.n < 1 or (options.n < 2 and options.format == "pairs"):
         problems.append(f"--n: at least 1, and 2 for pairs; got {options.n}")
     if problems:
         raise RecipeError(problems, config)
-    found = split_of(load_splits(options.prompts), options.split, options.prompts, config)
+    found = split_of(load_splits(options.prompts, option="--prompts"), options.split, options.prompts, config)
     dataset = map_columns(found, recipe.dataset, config)
     dataset = dataset.select(range(min(options.limit or len(dataset), len(dataset))))
     pipeline = Pipeline.from_recipe(recipe)

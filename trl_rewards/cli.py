@@ -127,7 +127,7 @@ def score(
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    print(score_file(config, context.args, data, out, split, completion, batch_size, trace))
+    print(score_file(config, _overrides(context), data, out, split, completion, batch_size, trace))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -209,7 +209,7 @@ def bon(
         quantization="4bit" if load_in_4bit else None,
         trust_remote_code=trust_remote_code,
     )
-    print(best_of_n(config, context.args, options, loading, out))
+    print(best_of_n(config, _overrides(context), options, loading, out))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -289,7 +289,7 @@ def select(
         quantization="4bit" if load_in_4bit else None,
         trust_remote_code=trust_remote_code,
     )
-    print(select_rows(scoring_recipe(config, reward or (), context.args), options, loading, out))
+    print(select_rows(scoring_recipe(config, reward or (), _overrides(context)), options, loading, out))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -336,8 +336,26 @@ def agree(
         by=by,
         seed=seed,
     )
-    result = compare(scoring_recipe(config, reward or (), context.args), recorded, out, batch_size)
+    result = compare(scoring_recipe(config, reward or (), _overrides(context)), recorded, out, batch_size)
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else report(result))
+
+
+def _overrides(context: typer.Context) -> list[str]:
+    """The words that are not options of the command: overrides of the recipe. RecipeError on any that are neither."""
+    from trl_rewards.recipe import OWN_KEYS, SOURCE_KEYS_OF_TRL, trl_fields
+
+    names = [word[2:].partition("=")[0] for word in context.args if word.startswith("--")]
+    if plain := [name for name in names if "." not in name and name not in (*OWN_KEYS, *SOURCE_KEYS_OF_TRL)]:
+        keys = trl_fields("grpo")  # what scoring reads of TRL's keys is in every trainer's arguments
+        options = [option.lstrip("-") for each in context.command.params for option in each.opts]
+        problems = [
+            f"--{name}: no option of this command and no key of a recipe{did_you_mean(name, options)}"
+            for name in plain
+            if name not in keys
+        ]
+        if problems:
+            raise RecipeError(problems, f"trl-rewards {context.info_name}")
+    return context.args
 
 
 _WORDS = {

@@ -46,53 +46,63 @@ def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
     return type(splits)(mapped)
 
 
-def load_splits(name: str, base_dir: str = ".", config: str | None = None, streaming: bool = False) -> Any:
-    """`bundled:NAME`, a .json, .jsonl, .parquet or .csv file, a folder of them (one per split), or a Hub name."""
+def load_splits(
+    name: str,
+    base_dir: str = ".",
+    config: str | None = None,
+    streaming: bool = False,
+    option: str = "dataset_name",
+) -> Any:
+    """`bundled:NAME`, a .json, .jsonl, .parquet or .csv file, a folder of them (one per split), or a Hub name.
+
+    RecipeError if it is not there or cannot be read; `option` is where the user named it.
+    """
     import datasets
 
     if name.startswith(BUNDLED):
         try:
             return bundled.load_data(name.removeprefix(BUNDLED))
         except ValueError as error:
-            raise RecipeError([f"dataset_name: {error}"]) from None
+            raise RecipeError([f"{option}: {error}"]) from None
     path = Path(resolve_path(name, base_dir))
     if path.is_file():
-        return _read_files({"train": path}, streaming)
+        return _read_files({"train": path}, streaming, option)
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _BUILDERS} if path.is_dir() else {}
     if files:
-        return _read_files(files, streaming)
+        return _read_files(files, streaming, option)
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
-        raise RecipeError([f"dataset_name: no file {name!r} in {os.path.abspath(base_dir)} or {os.getcwd()}"])
+        places = dict.fromkeys([os.path.abspath(base_dir), os.getcwd()])
+        raise RecipeError([f"{option}: no file {name!r} in {' or '.join(places)}"])
     try:
         loaded = datasets.load_dataset(name, name=config, streaming=streaming)
     except (OSError, ValueError) as error:  # unreachable, unknown, or not a dataset
-        raise RecipeError([f"dataset_name: {name!r} is no local file, and the Hub says: {error}"]) from error
+        raise RecipeError([f"{option}: {name!r} is no local file, and the Hub says: {error}"]) from error
     return loaded
 
 
-def _read_files(files: dict[str, Path], streaming: bool) -> Any:
+def _read_files(files: dict[str, Path], streaming: bool, option: str) -> Any:
     """{split: file}, each with columns of its own."""
     import datasets
 
-    splits: Any = {split: _read_file(file, streaming) for split, file in files.items()}
+    splits: Any = {split: _read_file(file, streaming, option) for split, file in files.items()}
     return datasets.IterableDatasetDict(splits) if streaming else datasets.DatasetDict(splits)
 
 
-def _read_file(file: Path, streaming: bool) -> Any:
+def _read_file(file: Path, streaming: bool, option: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    builder = _builder(file)
+    builder = _builder(file, option)
     try:
         return datasets.load_dataset(builder, data_files=str(file), split="train", streaming=streaming)
     except (ValueError, DatasetGenerationError) as error:
         why = error.__cause__ or error
-        raise RecipeError([f"dataset_name: {file} has no rows or cannot be read: {why}"]) from error
+        raise RecipeError([f"{option}: {file} has no rows or cannot be read: {why}"]) from error
 
 
-def _builder(path: Path) -> str:
+def _builder(path: Path, option: str) -> str:
     if path.suffix not in _BUILDERS:
-        raise RecipeError([f"dataset_name: {path.name!r} is not one of {', '.join(_BUILDERS)}"])
+        raise RecipeError([f"{option}: {path.name!r} is not one of {', '.join(_BUILDERS)}"])
     return _BUILDERS[path.suffix]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
+from trl_rewards.pairs import or_none
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe, word_value
 from trl_rewards.samples import Samples, as_completion
@@ -29,7 +31,7 @@ def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]
         raise RecipeError(["give --config RECIPE, or --reward once or more"], "rewards")
     if rewards:
         entries = [word_value(entry) for entry in rewards]
-        return Recipe.parse({"rewards": entries}, overrides, "--reward", check_trl=False)
+        return Recipe.parse({"rewards": entries}, overrides, "command line", check_trl=False)
     recipe = Recipe.load(config, overrides, check_trl=False)
     if not recipe.trains_policy:
         raise RecipeError([f"trainer {recipe.trainer!r} has no rewards to score with"], config)
@@ -55,7 +57,7 @@ def score_file(
     What looks beyond a group sees batches of `batch_size` rows; running statistics begin anew when a file is resumed.
     """
     recipe = Recipe.load(config, overrides, check_trl=False)
-    dataset = map_columns(split_of(load_splits(data), split, data, config), recipe.dataset, config)
+    dataset = map_columns(split_of(load_splits(data, option="--data"), split, data, config), recipe.dataset, config)
     names = dataset.column_names
     if completion not in names:
         raise RecipeError([f"--completion: no column {completion!r} in {data} (it has {', '.join(names)})"], config)
@@ -74,6 +76,8 @@ def score_dataset(
     recipe: Recipe, dataset: Any, out: Path, completion: str, batch_size: int, trace: Path | None = None
 ) -> None:
     """What `score_file` does, of a dataset whose columns are mapped. RecipeError if rewards lack columns."""
+    if batch_size < 1:
+        raise RecipeError([f"--batch-size: at least 1, got {batch_size}"], recipe.source)
     pipeline = Pipeline.from_recipe(recipe)
     if problems := pipeline.missing_columns([name for name in dataset.column_names if name != completion]):
         raise RecipeError(problems, recipe.source)
@@ -89,7 +93,7 @@ def score_dataset(
     tokenizer = policy_tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
-    last = [len(dataset) - 1, len(final) - 1 if _is_group(final) else 0]  # the row and completion that end the file
+    last = [len(dataset) - 1, len(final) - 1 if is_group(final) else 0]  # the row and completion that end the file
     sources = hashlib.blake2b(
         repr([source.signature for source in pipeline.sources]).encode(), digest_size=8
     ).hexdigest()
@@ -127,7 +131,7 @@ def _score_rows(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """A line per completion, and what a trace has beside it. Rows of different group sizes are scored size by size, in
     their order."""
-    groups = [row[completion] if _is_group(row[completion]) else [row[completion]] for row in rows]
+    groups = [row[completion] if is_group(row[completion]) else [row[completion]] for row in rows]
     lines: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for size in sorted({len(group) for group in groups} - {0}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
@@ -158,14 +162,16 @@ def _keep_traces(trace: Path, done: int) -> None:
     """Leave the lines of the rows that are scored already in a file of traces, which is made where there is none."""
     kept = []
     if done and trace.exists():
-        for line in trace.read_text(encoding="utf-8").splitlines(keepends=True):
+        # Not splitlines, which also splits at the separators that JSON leaves as they are, such as U+2028.
+        for line in io.StringIO(trace.read_text(encoding="utf-8")):
             if line.endswith("\n") and json.loads(line)["row"] < done:
                 kept.append(line)
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.write_text("".join(kept), encoding="utf-8")
 
 
-def _is_group(value: Any) -> bool:
+def is_group(value: Any) -> bool:
+    """Whether a column's value is a list of completions, and not one completion: a text or a chat."""
     return isinstance(value, list) and not (value and isinstance(value[0], dict))
 
 
@@ -173,16 +179,12 @@ def _lines(pipeline: Pipeline, batch: RewardBatch) -> list[dict[str, Any]]:
     values, status, totals = batch.scores.values.tolist(), batch.scores.status.tolist(), batch.rewards.tolist()
     return [
         {
-            "total": _or_none(totals[row]),
-            "scores": {name: _or_none(value) for name, value in zip(pipeline.names, values[row], strict=True)},
+            "total": or_none(totals[row]),
+            "scores": {name: or_none(value) for name, value in zip(pipeline.names, values[row], strict=True)},
             "status": {name: _STATUS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code},
         }
         for row in range(len(totals))
     ]
-
-
-def _or_none(value: float) -> float | None:
-    return None if value != value else value
 
 
 def _digest(dataset: Any, completion: str) -> str:

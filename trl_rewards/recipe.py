@@ -484,6 +484,9 @@ _TRL_REWARDS = {  # trl/scripts/grpo.py: the names that `reward_funcs` knows
 }
 
 
+SOURCE_KEYS_OF_TRL = ("reward_model_name_or_path", "reward_funcs", "reward_weights")
+
+
 def _sources_of_trl_keys(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """What a `trl grpo` config says about rewards, as {path: entry under `rewards:`}; taken out of `flat`."""
     entries: dict[str, Any] = {}

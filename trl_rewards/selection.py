@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import statistics
 from collections import Counter
@@ -17,11 +18,14 @@ from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build
 from trl_rewards.models.pretrained import Loading
 from trl_rewards.models.sampling import Sampled
-from trl_rewards.offline import policy_tokenizer, split_of, token_ids
+from trl_rewards.offline import is_group, policy_tokenizer, split_of, token_ids
 from trl_rewards.pairs import Sampling, or_none
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe, Spec
 from trl_rewards.samples import as_completion, completion_text, content_text
+from trl_rewards.schedules import Schedule
+
+PLAIN_WEIGHT = Schedule("constant", 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,10 @@ class Selecting(Drawing):
 def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path) -> str:
     """Write the chosen rows, JSONL or Parquet by the name, with a dataset card and a plot; a summary in lines.
 
-    They are rows of the dataset with `<source>_score` for each source, and `total_score` where that is another number,
-    each the mean over the row's completions; the total decides. Rows that lack a prompt, a completion, or something in
-    a column that a reward reads, are left out first. What an interrupted call sampled and scored is kept beside `out`
-    until all is written.
+    They are rows of the dataset with `<source>_score` for each source, and `total_score` where the total is not just
+    that, each the mean over the row's completions. Rows that lack a prompt, a completion, or something in a column
+    that a reward reads, are left out first. What an interrupted call sampled and scored is kept beside `out` until all
+    is written; running statistics of shapers begin anew when scoring goes on.
     """
     path = "" if options.completions else loading.path or recipe.trl.get("model_name_or_path") or ""
     card, plot = out.with_suffix(".md"), out.with_suffix(".png")
@@ -59,20 +63,31 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
     problems += refused_names(out, *([] if work.exists() else [out, card, plot, *copies.values()]))
     if not path and not options.completions:
         problems.append("--model: a model to write the answers is needed, or --completions with the column of them")
-    if options.count < 1 or options.n < 1:
-        problems.append(f"--count and --n: at least 1, got {options.count} and {options.n}")
+    if options.completions and (loading.path or options.n > 1):
+        problems.append("--completions: the answers are the column's, so leave out --model and --n")
+    for name, value in (("count", options.count), ("n", options.n), ("limit", options.limit)):
+        if value is not None and value < 1:
+            problems.append(f"--{name}: at least 1, got {value}")
+    problems += [f"--copy: {split!r} would be written to {out} too" for split in copies if copies[split] == out]
+    if options.references and "references" in recipe.dataset.columns:
+        problems.append("--references: dataset.columns.references is given too; leave out one of them")
     if problems:
         raise RecipeError(problems, recipe.source)
 
-    splits = load_splits(options.prompts)
+    splits = load_splits(options.prompts, option="--data")
     if missing := [split for split in options.copy if split not in splits]:
         raise RecipeError([f"--copy: no split {missing[0]!r} (there is {', '.join(splits)})"], recipe.source)
     pipeline = Pipeline.from_recipe(recipe)
     found = split_of(splits, options.split, options.prompts, recipe.source)
     whole = with_prompt_and_references(found, options.references, recipe)
+    copied = {
+        file: with_prompt_and_references(splits[split], options.references, recipe) for split, file in copies.items()
+    }
     mapped = map_columns(whole, recipe.dataset, recipe.source)
-    metrics = [*pipeline.names, *([] if _is_its_total(recipe) else ["total"])]
-    _check_columns(mapped.column_names, pipeline, metrics, options.completions, recipe.source)
+    metrics = metrics_of(recipe)
+    _check_columns(whole.column_names, mapped.column_names, pipeline, metrics, options.completions, recipe.source)
+    if out.suffix == ".jsonl":
+        _check_json([whole, *copied.values()], recipe.source)
     kept, lacking = complete_rows(mapped, pipeline, options.completions)
     kept = kept[: options.limit]
     left_out = ", ".join(f"{count} without {name!r} left out" for name, count in lacking.items()) or "none left out"
@@ -85,10 +100,10 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
         tokenizer = policy_tokenizer(recipe)
         drawn = recorded(rows, options.completions, tokenizer, recipe.source)
         options, rows = replace(options, n=len(drawn[0])), rows.remove_columns(options.completions)
-        author = "the dataset's own"
+        author = f"column `{options.completions}`"
     else:
         drawn = draw_candidates(rows, options, complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
-        author = f"{options.n} per prompt by {path}, {vars(options.sampling)}, seed {options.seed}"
+        author = f"{options.n} per prompt by {path}, {vars(options.sampling)}"
     counted = tokenizer is not None or not options.completions
     groups = score_candidates(rows, drawn, pipeline, recipe, options, work / "scores.jsonl", counted)
 
@@ -97,8 +112,8 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
     if not chosen:
         raise RecipeError(["no row is chosen; none may have a score"], recipe.source)
     save_rows([whole[kept[row]] | score_columns(groups[row].candidates, metrics) for row in chosen], out)
-    for split, file in copies.items():
-        save_rows(with_prompt_and_references(splits[split], options.references, recipe), file)
+    for file, dataset in copied.items():
+        save_rows(dataset, file)
     pool = [score for score in scores if score is not None]
     picked = [score for row in chosen if (score := scores[row]) is not None]
     facts = [
@@ -108,29 +123,51 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
         f"{metrics[-1]} of {len(chosen)} chosen by {options.selector}: {spread(picked)}",
     ]
     plot.write_bytes(distribution(pool, picked, metrics[-1], str(options.selector)))
-    card.write_text(dataset_card(out, plot, facts, metrics, author, recipe.signature), encoding="utf-8")
+    made = f"Completions: {author}. Seed: {options.seed}."
+    card.write_text(dataset_card(out, plot, facts, metrics, made, recipe.signature), encoding="utf-8")
     shutil.rmtree(work)
     return "\n".join([*facts, f"{len(chosen)} rows -> {out}", f"card {card}, plot {plot}", recipe.signature])
 
 
-def _is_its_total(recipe: Recipe) -> bool:
-    """Whether the recipe's total is the raw score of its one source."""
-    (source, *more) = recipe.rewards
-    shaped = source.shape or recipe.shape or recipe.combine.use != "weighted_sum"
-    return not more and not shaped and source.weight.start == 1.0
+def metrics_of(recipe: Recipe) -> list[str]:
+    """Names of the scores that are written: each source's, and `total` where that may be another number."""
+    first, *others = recipe.rewards
+    alone = not others and first.weight == PLAIN_WEIGHT and not first.shape and "on_missing" not in first.running
+    if alone and not recipe.shape and recipe.combine == Spec("weighted_sum"):
+        return [first.name]
+    return [*(source.name for source in recipe.rewards), "total"]
+
+
+def _check_json(datasets: Sequence[Any], source: str) -> None:
+    """RecipeError if the first row of a dataset has something that JSON cannot say, such as a date or a picture."""
+    problems = []
+    for name, value in ((name, value) for dataset in datasets for name, value in next(iter(dataset), {}).items()):
+        try:
+            json.dumps(value)
+        except TypeError:
+            what = f"column {name!r} holds {type(value).__name__}"
+            problems.append(f"--out: {what}, which JSON lines cannot; give a name that ends in .parquet")
+    if problems:
+        raise RecipeError(problems, source)
 
 
 def _check_columns(
-    there: Sequence[str], pipeline: Pipeline, metrics: Sequence[str], completions: str, source: str
+    written: Sequence[str],
+    there: Sequence[str],
+    pipeline: Pipeline,
+    metrics: Sequence[str],
+    completions: str,
+    source: str,
 ) -> None:
+    """`written`: columns of the rows that are written, `there`: as rewards read them, mapped."""
     problems = pipeline.missing_columns([name for name in there if name != completions])
     if completions and completions not in there:
         hint = did_you_mean(completions, there)
         problems.append(f"--completions: no column {completions!r}{hint} (there is {', '.join(there)})")
     problems += [
-        f"the dataset has a column '{name}_score' already; give the source another name with `as:`"
+        f"the dataset has a column '{name}_score' already; rename it, or give the source another name with `as:`"
         for name in metrics
-        if f"{name}_score" in there
+        if f"{name}_score" in written
     ]
     if problems:
         raise RecipeError(problems, source)
@@ -175,7 +212,8 @@ def complete_rows(dataset: Any, pipeline: Pipeline, completions: str) -> tuple[l
     lacking: Counter[str] = Counter()
     for index, row in enumerate(dataset):
         missing = [name for name in needed if lacks(row[name])]
-        if completions and row[completions] is None:  # an empty answer is one, and a bad one
+        answers = row[completions] if completions else []
+        if None in (answers if isinstance(answers, list) else [answers]):  # an empty answer is one, and a bad one
             missing.append(completions)
         if missing:
             lacking[missing[0]] += 1
@@ -194,7 +232,7 @@ def lacks(value: Any) -> bool:
 def recorded(dataset: Any, column: str, tokenizer: Any, source: str) -> list[list[Sampled]]:
     """The completions of a column, as if they had been sampled. RecipeError if rows have different numbers of them."""
     values = dataset[column]
-    groups = [value if isinstance(value, list) and not _is_chat(value) else [value] for value in values]
+    groups = [value if is_group(value) else [value] for value in values]
     sizes = {len(group) for group in groups}
     if len(sizes) > 1 or 0 in sizes:
         raise RecipeError(
@@ -203,10 +241,6 @@ def recorded(dataset: Any, column: str, tokenizer: Any, source: str) -> list[lis
     texts = [[completion_text(as_completion(value, "")) for value in group] for group in groups]
     ids = iter(token_ids(tokenizer, [text for group in texts for text in group]))
     return [[Sampled(text, next(ids, []), True) for text in group] for group in texts]
-
-
-def _is_chat(value: list[Any]) -> bool:
-    return bool(value) and isinstance(value[0], dict)
 
 
 def score_columns(candidates: Sequence[Any], metrics: Sequence[str]) -> dict[str, float | None]:
@@ -272,7 +306,7 @@ def distribution(pool: Sequence[float], picked: Sequence[float], metric: str, se
 
 
 def dataset_card(
-    out: Path, plot: Path, facts: Sequence[str], metrics: Sequence[str], author: str, signature: str
+    out: Path, plot: Path, facts: Sequence[str], metrics: Sequence[str], made: str, signature: str
 ) -> str:
     """The README.md of the chosen rows: where they are from, and by what they were chosen."""
     said = "\n".join(f"- {fact}" for fact in facts)
@@ -293,7 +327,7 @@ tags:
 
 ![distribution of scores]({plot.name})
 
-Completions: {author}.
+{made}
 
     {signature}
 
