@@ -311,6 +311,19 @@ def test_score_takes_a_list_of_completions_as_a_group(score):
     ]
 
 
+def test_score_gives_a_completion_that_is_not_there_no_score(score):
+    data = [
+        {"prompt": "p", "completion": ["a", None, "b"], "answer": "a"},
+        {"prompt": "q", "completion": [None], "answer": "a"},
+        {"prompt": "r", "completion": ["a"], "answer": "a"},
+    ]
+    status, lines, printed, _ = score(*data)
+    assert status == 0
+    assert [line["scores"]["exact_match"] for line in lines[1:]] == [1.0, None, 0.0, None, 1.0]
+    assert [line["status"].get("exact_match") for line in lines[1:]] == [None, "missing", None, "missing", None]
+    assert "exact_match: mean 0.6667" in printed
+
+
 def test_score_gives_group_rewards_whole_groups(score, write):
     code = (
         "from trl_rewards import Reward\n"

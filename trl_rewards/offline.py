@@ -130,13 +130,17 @@ def _score_rows(
     pipeline: Pipeline, rows: list[dict[str, Any]], start: int, completion: str, tokenizer: Any, device: Any
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """A line per completion, and what a trace has beside it. Rows of different group sizes are scored size by size, in
-    their order."""
-    groups = [row[completion] if is_group(row[completion]) else [row[completion]] for row in rows]
-    lines: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    their order. A completion that is not there has no score."""
+    whole = [row[completion] if is_group(row[completion]) else [row[completion]] for row in rows]
+    groups = [{rank: text for rank, text in enumerate(group) if text is not None} for group in whole]
+    names = pipeline.names
+    nothing = {"total": None, "scores": dict.fromkeys(names), "status": dict.fromkeys(names, "missing")}
+    lines: dict[tuple[int, int], tuple[dict[str, Any], dict[str, Any]]] = {}
     for size in sorted({len(group) for group in groups} - {0}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
-        repeated = [rows[index] for index in members for _ in range(size)]
-        completions = [as_completion(text, rows[index]["prompt"]) for index in members for text in groups[index]]
+        places = [(index, rank) for index in members for rank in groups[index]]
+        repeated = [rows[index] for index, _ in places]
+        completions = [as_completion(groups[index][rank], rows[index]["prompt"]) for index, rank in places]
         samples = Samples(
             prompts=[row["prompt"] for row in repeated],
             completions=completions,
@@ -149,13 +153,11 @@ def _score_rows(
             {"prompt": prompt, "text": text, "traces": found}
             for prompt, text, found in zip(samples.prompt_texts, samples.texts, traces, strict=True)
         ]
-        for position, index in enumerate(members):
-            lines[index] = [
-                ({"row": start + index, "completion": rank} | scored[place], told[place])
-                for rank, place in enumerate(range(position * size, (position + 1) * size))
-            ]
-    for index in range(len(rows)):
-        yield from lines.get(index, [])
+        lines |= dict(zip(places, zip(scored, told, strict=True), strict=True))
+    for index, group in enumerate(whole):
+        for rank in range(len(group)):
+            line, beside = lines.get((index, rank), (nothing, {}))
+            yield {"row": start + index, "completion": rank} | line, beside
 
 
 def _keep_traces(trace: Path, done: int) -> None:
