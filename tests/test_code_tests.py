@@ -127,6 +127,18 @@ def test_options_are_checked_and_the_reward_travels():
     )
 
 
+def test_the_prompt_may_be_the_beginning_of_the_code():
+    reward = load_reward("code_tests", prefix="prompt")
+    assert reward.reads() == ("tests",)
+    start = 'def add(a, b):\n    """Sum."""\n'
+    prompts = [start, [{"role": "user", "content": start}]]
+    samples = make_samples(
+        ["    return a + b", "    return a - b"], prompts=prompts, tests=[["assert add(1, 2) == 3"]] * 2
+    )
+    assert reward.score(samples) == [1.0, 0.0]
+    reward.close()
+
+
 def wrapped_returns(code: str) -> str:
     """The code with every returned value in a list: wrong, but it runs."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -580,15 +579,16 @@ def test_a_reward_that_calls_exit_is_a_failure_like_any_other(options):
 def test_bleu_agrees_with_people_more_often_than_not_on_999_real_pairs(monkeypatch):
     """71.4 % with one reference and 74.6 % with five when measured; BLEUBERI's authors have 72 to 74 % on theirs."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    import human_agreement
+    import agreement
 
-    folder = Path(os.environ["TRL_REWARDS_TEST_DATA"]) / "pandalm_human"
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as recipe:
-        recipe.write(human_agreement.CONFIG)
-        recipe.flush()
-        found = human_agreement.agreement(folder, recipe.name, references=5)
-    share = float(found.partition("%")[0])
-    assert 71.5 <= share <= 77.5, found
+    five = {"references": "references_5", "extract_answer": False}
+    found = agreement.measure(
+        Path(os.environ["TRL_REWARDS_TEST_DATA"]), "pandalm", [{"use": "bleuberi", "with": five}]
+    )
+    (total,) = found["results"]
+    assert found["left_out"]["recorded ties"] == 105
+    assert 0.715 <= total["share"] <= 0.775
+    assert total["low"] < total["share"] < total["high"]
 
 
 class Explains(Reward):

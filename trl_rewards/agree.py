@@ -127,7 +127,7 @@ def agree(recipe: Recipe, recorded: Recorded, out: Path | None, batch_size: int)
     flips = random.Random(recorded.seed)
     turned = [flips.random() < 0.5 for _ in labels]
     # A reward that sees both answers may prefer the one in front, which would be the chosen one.
-    answers = zip(*(dataset[name] for name in recorded.answers), strict=True)
+    answers = zip(*([_answer(value) for value in dataset[name]] for name in recorded.answers), strict=True)
     pairs = [[b, a] if turn else [a, b] for (a, b), turn in zip(answers, turned, strict=True)]
     shown = dataset.remove_columns(list(recorded.answers)).add_column(PAIR, pairs)
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,6 +152,11 @@ def agree(recipe: Recipe, recorded: Recorded, out: Path | None, batch_size: int)
             figures = agreement(found, recorded.ties, recorded.seed)._asdict()
             results.append({"reward": name, "category": category} | figures)
     return {"recorded": asdict(recorded), "left_out": left_out, "signature": recipe.signature, "results": results}
+
+
+def _answer(value: Any) -> Any:
+    """A text or a chat as it is; a number or the like, which short answers in JSON may be, as JSON writes it."""
+    return value if isinstance(value, str | list) else json.dumps(value)
 
 
 def read_pairs(recipe: Recipe, recorded: Recorded) -> tuple[Any, list[int], dict[str, int]]:

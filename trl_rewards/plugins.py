@@ -271,7 +271,8 @@ def _import_module(name: str) -> ModuleType:
 def _load_file(path: str, base_dir: str) -> ModuleType:
     resolved = os.path.realpath(resolve_path(path, base_dir))
     if not os.path.isfile(resolved):
-        raise PluginError(f"no file {path!r} in {os.path.abspath(base_dir)} or {os.getcwd()}")
+        places = dict.fromkeys([os.path.abspath(base_dir), os.getcwd()])
+        raise PluginError(f"no file {path!r} in {' or '.join(places)}")
     # One module per file, so that two components of one file share it and its classes pickle within the process.
     digest = hashlib.blake2b(resolved.encode(), digest_size=6).hexdigest()
     name = f"trl_rewards_file_{os.path.splitext(os.path.basename(resolved))[0]}_{digest}"

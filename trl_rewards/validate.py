@@ -47,7 +47,8 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
             sizes = ", ".join(f"{split} {len(dataset)}" for split, dataset in splits.items())
             lines.append(f"dataset {name}: {sizes} rows")
     else:
-        lines.append(f"dataset {name}: not looked at (it is on the Hub)")
+        there = "not there; no Hub name has two slashes" if name.count("/") > 1 else "not looked at (it is on the Hub)"
+        lines.append(f"dataset {name}: {there}")
     if problems:
         raise RecipeError(problems, config)
     return [*lines, f"signature: {recipe.signature}", "ok"]

@@ -39,8 +39,8 @@ class CodeTests(Reward):
     test_setup: str | None = None
     """Dataset column with source that tests need, such as imports: a text or a list of lines."""
     prefix: str | None = None
-    """Dataset column with code that comes before the completion's, such as HumanEval's prompt; a completion without a
-    block goes on where it ends. Tests may use it too."""
+    """Dataset column with code that comes before the completion's, such as HumanEval's `prompt`; a completion without
+    a block goes on where it ends. With `entry_point` tests have their own copy of it."""
     score_as: Literal["all", "share"] = "all"
     """`all`: 1.0 if every test passes, else 0.0, as pass@1 counts. `share`: the tests passed over all tests."""
     no_code: float | None = 0.0
@@ -76,7 +76,8 @@ class CodeTests(Reward):
         self._sandbox: Sandbox | None = None
 
     def reads(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.tests, self.entry_point, self.test_setup, self.prefix)))
+        names = (self.tests, self.entry_point, self.test_setup, self.prefix)
+        return tuple(name for name in names if name and name != "prompt")  # which is there anyway
 
     def setup(self, context: Context) -> None:
         """Opens the sandbox. RewardError where none works here."""
@@ -108,6 +109,8 @@ class CodeTests(Reward):
         """What each row asks for. RewardError for a column that holds something else."""
 
         def column(name: str | None) -> list:
+            if name == "prompt":
+                return samples.prompt_texts
             return samples[name] if name else [None] * len(samples)
 
         rows = zip(
@@ -144,7 +147,8 @@ class CodeTests(Reward):
         suite = Suite(
             code=code,
             tests=[_calling_check(str(test), row.entry_point) for test in row.tests],
-            setup=f"{row.prefix}\n{row.setup}",
+            # Without an entry point the unfinished function of the prefix would be taken for the one to test.
+            setup=f"{row.prefix}\n{row.setup}" if row.entry_point else row.setup,
             entry_point=row.entry_point,
             timeout=self.seconds,
             limits=limits,

@@ -34,14 +34,18 @@ class WikiSearch(WebTool):
         if self.passages < 1:
             raise ValueError(f"passages must be 1 or more, got {self.passages}")
         super().__post_init__()
+        self._passages: PassageIndex | None = None
 
     def setup(self, context: Context) -> None:
         super().setup(context)
         self._passages = PassageIndex(context.path(self.index)) if self.index is not None else None
 
     def call(self, input: str, call: ToolCall) -> str:
-        if self._passages is None:
+        if self.index is None:
             return self.look_up({"query": input, "k": str(self.passages)})
+        if self._passages is None:
+            self.setup(Context())
+        assert self._passages is not None
         found = self._passages.search(input, self.passages)
         if not found:
             raise ToolError(NOTHING)
