@@ -139,6 +139,7 @@ def losses(trainer, name):
     return [line[name] for line in trainer.state.log_history if name in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_what_is_trained_writes_and_scores(base_path, tmp_path, kind):
     """It learns the record by heart, so that the reward has to write it."""
