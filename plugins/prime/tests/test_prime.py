@@ -169,7 +169,8 @@ from trl_rewards import GRPOTrainer, Pipeline, Reward, load_advantage, load_rewa
 from trl_rewards.scoring import Source
 from trl_rewards.testing import check_reward
 
-policy, folder, world, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+policy, folder, world = sys.argv[1], sys.argv[2], int(sys.argv[3])
+checkpoint = sys.argv[4] if len(sys.argv) > 4 else None
 
 
 class Even(Reward):
@@ -183,23 +184,20 @@ pipeline = Pipeline(
     advantage=load_advantage("prime_rloo"),
 )
 args = GRPOConfig(
-    folder, per_device_train_batch_size=8 // world, num_generations=4, max_completion_length=6, max_steps=4,
+    folder, per_device_train_batch_size=8 // world, num_generations=4, max_completion_length=6, max_steps=3,
     learning_rate=1e-2, beta=0.0, logging_steps=1, bf16=False, use_cpu=True, report_to="none", loss_type="grpo",
-    save_strategy="steps", save_steps=2, gradient_checkpointing=False, generation_kwargs={"do_sample": False}
-    if world > 1 or resume == ["greedy"] else None, shuffle_dataset=False, seed=5, temperature=1.0,
-    lr_scheduler_type="constant", remove_unused_columns=False)
+    save_strategy="steps", save_steps=1, gradient_checkpointing=False, generation_kwargs={"do_sample": False},
+    shuffle_dataset=False, seed=5, temperature=1.0, lr_scheduler_type="constant", remove_unused_columns=False)
 prompts = Dataset.from_dict({"prompt": [f"the cat ran {number} times" for number in range(16)]})
 torch.manual_seed(5)
 trainer = GRPOTrainer(
     policy, None, args, pipeline=pipeline, train_dataset=prompts,
     peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-trainer.train(resume_from_checkpoint=resume[0] if resume and resume[0] != "greedy" else None)
+trainer.train(resume_from_checkpoint=checkpoint)
 model = trainer.accelerator.unwrap_model(trainer.model)
 sums = {name: p.detach().double().abs().sum().item() for name, p in model.named_parameters() if "lora" in name}
 if trainer.accelerator.process_index == 0:
     print("RESULT" + json.dumps(sums))
-if world > 1:
-    torch.distributed.destroy_process_group()
 """
 
 
@@ -214,11 +212,10 @@ def _result(done):
 def test_on_the_policys_base_runs_resume_to_the_last_bit_and_processes_agree(policy_path, tmp_path, run_ranks):
     straight = _result(run_ranks(RANKS, 1, policy_path, str(tmp_path / "one"), "1"))
     assert any("prime" in name and value > 0 for name, value in straight.items() if "lora_B" in name)
-    saved = list((tmp_path / "one" / "checkpoint-4").rglob("adapter_model.safetensors"))
-    assert [file.parent.name for file in saved] == ["checkpoint-4"]  # the policy's alone
-    resumed = run_ranks(RANKS, 1, policy_path, str(tmp_path / "one"), "1", str(tmp_path / "one" / "checkpoint-2"))
+    saved = list((tmp_path / "one" / "checkpoint-3").rglob("adapter_model.safetensors"))
+    assert [file.parent.name for file in saved] == ["checkpoint-3"]  # the policy's alone
+    resumed = run_ranks(RANKS, 1, policy_path, str(tmp_path / "one"), "1", str(tmp_path / "one" / "checkpoint-1"))
     assert _result(resumed) == straight
-    greedy = _result(run_ranks(RANKS, 1, policy_path, str(tmp_path / "greedy"), "1", "greedy"))
     both = _result(run_ranks(RANKS, 2, policy_path, str(tmp_path / "two"), "2"))
-    for name, total in greedy.items():
+    for name, total in straight.items():
         assert both[name] == pytest.approx(total, rel=1e-3, abs=1e-5), name
