@@ -30,6 +30,7 @@ from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
+from trl_rewards.models.kept import open_shared
 from trl_rewards.samples import Failed, Samples, Traced
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
@@ -621,11 +622,7 @@ class ScoreCache:
         self._path = os.path.expanduser(path)
 
     def _connect(self) -> sqlite3.Connection:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
-        return connection
+        return open_shared(self._path, "scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
 
     def get(self, keys: list[bytes]) -> dict[bytes, Score]:
         """The known ones among `keys`; a kept None is an opinion not had."""
