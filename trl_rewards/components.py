@@ -47,6 +47,11 @@ class Context:
         """A path that an option holds: absolute, relative to the recipe's folder, or to the working directory."""
         return resolve_path(path, self.base_dir)
 
+    @property
+    def looked_in(self) -> str:
+        """The folders in which `path` looks, for messages."""
+        return looked_in(self.base_dir)
+
 
 @dataclass_transform(kw_only_default=True)
 class Component:
@@ -434,6 +439,11 @@ KINDS: dict[str, type[Component]] = {
     "selector": Selector,
     "tool": Tool,
 }
+
+
+def looked_in(base_dir: str) -> str:
+    """The folders in which `resolve_path` looks for a relative path, for messages."""
+    return " or ".join(dict.fromkeys([os.path.abspath(base_dir), os.getcwd()]))
 
 
 def resolve_path(path: str, base_dir: str) -> str:

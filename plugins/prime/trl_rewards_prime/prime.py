@@ -80,27 +80,23 @@ class Prime(InProcess, TokenReward, TrainableReward):
         self._model: _AdapterModel | None = None
         self._optimizer: Any = None
         self._base: Any = None
-        self._seed = 0
 
     def shares_base(self) -> bool:
         return self.path is None
 
     def setup(self, context: Context) -> None:
-        self._seed = context.seed
         if self.path is None:
             self._base = context.shared_base
             if self._base is not None:
                 self._base.add_trained(ADAPTER, self._lora(), context.seed)
             return
-        import torch
         from transformers import AutoModelForCausalLM
 
         from trl_rewards.models import load_pretrained, load_tokenizer, with_adapter
 
         loading = self.loading(self.path, context)
         model, _ = load_pretrained(AutoModelForCausalLM, loading)
-        torch.manual_seed(context.seed)  # the same on every process
-        self._use(with_adapter(model, ADAPTER, self._lora()), load_tokenizer(loading))
+        self._use(with_adapter(model, ADAPTER, self._lora(), seed=context.seed), load_tokenizer(loading))
 
     def close(self) -> None:
         self._model = self._optimizer = self._base = None
@@ -142,12 +138,13 @@ class Prime(InProcess, TokenReward, TrainableReward):
         lengths = samples.lengths
         rows = [model.encode(prompt) for prompt in samples.prompts]
         found: list[list[float | None] | Score] = []
-        for start in range(0, len(rows), self.micro_batch):
-            chosen = slice(start, start + self.micro_batch)
+        for part in self._parts(list(range(len(rows)))):
             with torch.no_grad():
-                q, mask = model.log_ratios(rows[chosen], samples.completion_ids[chosen])
+                q, mask = model.log_ratios([rows[row] for row in part], [samples.completion_ids[row] for row in part])
             scores = token_scores(q, mask, self.beta, self.compat, self.granularity == "whole", self.lam)
-            found += [row[:length].tolist() for row, length in zip(scores, lengths[chosen], strict=True)]
+            found += [
+                row[:length].tolist() for row, length in zip(scores, (lengths[row] for row in part), strict=True)
+            ]
         return found
 
     def update(self, batch: RewardBatch) -> dict[str, float]:
