@@ -177,8 +177,16 @@ class TokenReward(Reward):
 class TrainableReward(Reward):
     """A reward that learns while the policy does. It owns its optimiser and keeps both in `state_dict`."""
 
+    def learns_first(self) -> bool:
+        """Whether it learns from a batch before the scores that the policy is trained on are made: it is asked for
+        scores, told of the batch, and asked again."""
+        return False
+
     def update(self, batch: RewardBatch) -> dict[str, float]:
-        """Learn from a scored batch; the returned metrics are logged."""
+        """Learn from a scored batch; the returned metrics are logged.
+
+        A row whose reward is NaN takes no part in the training. One that learns first has no rewards yet: they are 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
 
 
@@ -224,6 +232,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    left_out: Tensor | None = None
+    """(N,) whether the recipe's filter leaves a row's group out of the training; None without a filter."""
     traces: list[dict[str, Any]] | None = None
     """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 

@@ -41,8 +41,9 @@ class Prime(InProcess, TokenReward, TrainableReward):
     """β of the reward and of the loss."""
     loss: Literal["ce", "dpo", "bon_acc", "bon_rm"] = "ce"
     """`ce` is the paper's; the others are of verl's recipe and compare rows of a group."""
-    update_mode: Literal["after", "none"] = "after"
-    """`after`: learn from each batch once it is scored. `none`: π_φ stays as it is."""
+    update_mode: Literal["after", "before", "none"] = "after"
+    """`after`: learn from each batch once it is scored. `before`: learn from it and score it again, so that the policy
+    is trained on what was learned (the paper's double forward pass). `none`: π_φ stays as it is."""
     compat: Literal["paper", "verl", "original"] = "paper"
     """`verl`: a row's last token gets 0. `original`, the authors' code: rewards without β."""
     granularity: Literal["token", "whole"] = "token"
@@ -123,6 +124,9 @@ class Prime(InProcess, TokenReward, TrainableReward):
             else f"{self.display_name!r} has not been set up"
         )
 
+    def learns_first(self) -> bool:
+        return self.update_mode == "before"
+
     def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
         import torch
 
@@ -151,8 +155,8 @@ class Prime(InProcess, TokenReward, TrainableReward):
         model, world, size = self._ready(), World.current(), batch.scores.group_size
         outcomes = self._outcomes(batch)
         sums = self._all_sums(batch, world) if self.loss != "ce" else None
-        samples = batch.samples
-        rows = [row for row in range(len(samples)) if not outcomes[row].isnan() and samples.completion_ids[row]]
+        samples, taking_part = batch.samples, ~(outcomes.isnan() | batch.rewards.isnan())
+        rows = [row for row in range(len(samples)) if taking_part[row] and samples.completion_ids[row]]
         if not rows:
             return {}
         learnt = model.learner.learn(
