@@ -20,3 +20,8 @@ def register_advantages():
         "prime_grpo": "trl_rewards_prime.advantages:PrimeGRPO",
         "prime_reinforce": "trl_rewards_prime.advantages:PrimeReinforce",
     }
+
+
+@hookimpl
+def register_objectives():
+    return {"implicit_prm_ce": "trl_rewards_prime.implicit_prm:ImplicitPRMCE"}
