@@ -38,6 +38,8 @@ class Context:
     """Folder that relative paths of a recipe are relative to."""
     trainer_state: Any = None
     """transformers.TrainerState, or None offline."""
+    tokenizer: Any = None
+    """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
     log_metric: Callable[[str, float], None] | None = None
