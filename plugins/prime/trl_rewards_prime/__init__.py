@@ -5,7 +5,10 @@ from trl_rewards import hookimpl
 
 @hookimpl
 def register_rewards():
-    return {"prime": "trl_rewards_prime.prime:Prime"}
+    return {
+        "implicit_prm": "trl_rewards_prime.implicit_prm:ImplicitPRM",
+        "prime": "trl_rewards_prime.prime:Prime",
+    }
 
 
 @hookimpl
