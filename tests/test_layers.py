@@ -58,6 +58,7 @@ PUBLIC_MODULES = {
     "trl_rewards.models",
     "trl_rewards.passages",
     "trl_rewards.sandbox",
+    "trl_rewards.steps",
     "trl_rewards.testing",
     "trl_rewards.toolbox",
 }

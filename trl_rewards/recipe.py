@@ -79,6 +79,7 @@ TRAINERS = {
     ),
     "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
     "reward": TrainerKind("trl:RewardConfig", ("objective",)),
+    "kto": TrainerKind("trl:KTOConfig", ("objective",)),
 }
 
 
@@ -187,7 +188,7 @@ class Recipe:
 
     @property
     def trains_policy(self) -> bool:
-        """Whether rewards train a policy; otherwise the recipe trains a reward model."""
+        """Whether rewards train a policy; otherwise the dataset says what is good, to train a reward model on."""
         return "rewards" in TRAINERS[self.trainer].keys
 
     @property
@@ -431,7 +432,8 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
     if isinstance(resume := flat.get("resume_from_checkpoint"), bool):  # a path for TRL, or a word for us
         flat["resume_from_checkpoint"] = str(resume).lower()
-    entries = _sources_of_trl_keys(flat, problems) if trainer != "reward" else {}
+    takes_rewards = trainer not in TRAINERS or "rewards" in TRAINERS[trainer].keys
+    entries = _sources_of_trl_keys(flat, problems) if takes_rewards else {}
     own = raw.get("rewards", [])
     if not isinstance(own, list):
         problems.append(f"rewards: must be a list of sources (`- use: name`), got {type(own).__name__}")
@@ -454,8 +456,9 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     if not isinstance(raw.get("share_base", False), bool):
         problems.append(f"share_base: must be true or false, got {raw['share_base']!r}")
     dataset = _parse_dataset(raw.get("dataset"), problems)
-    if trainer == "reward" and (dataset.chat or dataset.system_prompt):
-        problems.append("dataset: chat and system_prompt make chat prompts; preference pairs must be chats already")
+    if not takes_rewards and (dataset.chat or dataset.system_prompt):
+        rows = "preference pairs" if trainer == "reward" else "labelled answers"
+        problems.append(f"dataset: chat and system_prompt make chat prompts; {rows} must be chats already")
     recipe = Recipe(
         source=source,
         base_dir=str(raw.get("base_dir", base_dir)),
@@ -712,7 +715,9 @@ def check_components(recipe: Recipe) -> list[str]:
     if recipe.share_base and not recipe.trl.get("use_peft"):
         problems.append("share_base: the base must stay as it is, so the policy trains LoRA on it; set use_peft: true")
     if recipe.objective:
-        make("objective", recipe.objective, "objective")
+        objective = make("objective", recipe.objective, "objective")
+        if objective is not None and recipe.trainer in ("reward", "kto") and objective.trainer != recipe.trainer:
+            problems.append(f"objective: {recipe.objective.use!r} {_LEARNS_FROM[objective.trainer]}")
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
@@ -726,6 +731,12 @@ def check_components(recipe: Recipe) -> list[str]:
                     f"advantage: {recipe.advantage.use!r} is made of process rewards, and no source scores tokens"
                 )
     return problems
+
+
+_LEARNS_FROM = {
+    "reward": "learns from preference pairs (chosen, rejected); use trainer: reward",
+    "kto": "learns from answers with a label each (prompt, completion, label); use trainer: kto",
+}
 
 
 def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:

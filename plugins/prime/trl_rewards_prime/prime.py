@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl_rewards import Context, RewardBatch, RewardError, Samples, Score, TokenReward, TokenShaper, TrainableReward
 from trl_rewards.models import InProcess
+from trl_rewards_prime.logps import CompletionModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,13 +234,13 @@ class Prime(InProcess, TokenReward, TrainableReward):
             self._ready().learner.load_state_dict(state)
 
 
-class _AdapterModel:
+class _AdapterModel(CompletionModel):
     """A causal LM with an adapter that is trained, and without it the reference."""
 
     def __init__(self, reward: Prime, model: Any, tokenizer: Any):
-        from trl_rewards.models import Learner, Sampler, adapter_parameters, using
+        from trl_rewards.models import Learner, adapter_parameters, using
 
-        self.model = model
+        super().__init__(model, tokenizer, "prime")
         self.learner = Learner(
             reward.display_name,
             adapter_parameters(model, ADAPTER),
@@ -248,17 +249,6 @@ class _AdapterModel:
             reward.weight_decay,
             reward.max_grad_norm,
         )
-        self._pad = tokenizer.pad_token_id
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._sampler = Sampler(tokenizer, context, (), "prime")
-
-    @property
-    def device(self) -> Any:
-        return self.model.device
-
-    def encode(self, prompt: Any) -> list[int]:
-        """A prompt's token ids, as TRL has them for the policy."""
-        return self._sampler.encode(prompt)
 
     def log_ratios(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """(B, T) log π_φ - log π_ref of the completions' tokens, float32, 0 on the padding at the right; its mask."""
@@ -266,37 +256,16 @@ class _AdapterModel:
 
         from trl_rewards.models import using
 
-        longest, width = max(map(len, prompts)), max(1, *map(len, completions))
-        ids = torch.full((len(prompts), longest + width), self._pad)
-        attention = torch.zeros_like(ids)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            place = slice(longest - len(prompt), longest + len(completion))
-            ids[row, place], attention[row, place] = torch.tensor(prompt + completion), 1
-        ids, attention = ids.to(self.device), attention.to(self.device)
+        ids, attention, width = self.padded(prompts, completions)
         with using(self.model, None):
-            reference = self._logps(ids, attention, width)
+            reference = self.logps(ids, attention, width)
         if torch.is_grad_enabled():
-            logps = self._logps(ids, attention, width)
+            logps = self.logps(ids, attention, width)
         else:
             with using(self.model, ADAPTER):
-                logps = self._logps(ids, attention, width)
-        mask = attention[:, longest:]
+                logps = self.logps(ids, attention, width)
+        mask = attention[:, -width:].to(logps.device)
         return (logps - reference).masked_fill(mask == 0, 0.0), mask
-
-    def _logps(self, ids: Tensor, attention: Tensor, width: int) -> Tensor:
-        """(B, width) float32 log-probabilities of the last `width` tokens."""
-        import torch
-
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=width + 1,
-        ).logits[:, :-1]
-        chosen = logits.gather(2, ids[:, -width:, None]).squeeze(2).float()
-        return chosen - torch.stack([row.float().logsumexp(dim=-1) for row in logits])  # one row's copy at a time
 
 
 class PrimeNorm(TokenShaper):
