@@ -42,6 +42,10 @@ class Context:
     """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
+    rollout_logps: Callable[[str, Sequence[Sequence[int]], Sequence[Sequence[int]]], list[Tensor]] | None = None
+    """(which, prompts' ids, completions' ids) -> per row the (T,) float32 log-probabilities of the completion's tokens
+    in this process's batch, by "policy", which wrote them, or by the trainer's "reference". Only where a source's
+    `asks_logps` says so."""
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
@@ -105,6 +109,10 @@ class Reward(Component):
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
         return False
+
+    def asks_logps(self) -> tuple[str, ...]:
+        """Of "policy" and "reference": whose log-probabilities of a rollout it asks `context.rollout_logps` for."""
+        return ()
 
     def score(self, samples: Samples) -> list[Score]:
         """One score per row: a float, None for "no opinion", or Failed(reason)."""
