@@ -62,12 +62,20 @@ SHAPERS = {
 }
 TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
 COMBINERS = {
+    "armorm": {},
     "bleu_rm": {},
+    "harmonic": {},
+    "lagrangian": {"thresholds": {"a": 0.5, "b": 0.25}},
+    "log_and": {"of": "margins"},
+    "max": {},
     "mean": {},
+    "mean_minus_std": {},
     "median": {},
     "min": {},
     "normalize_then_sum": {},
     "product": {},
+    "trimmed": {},
+    "uwo": {},
     "weighted_sum": {},
 }
 ADVANTAGES = {

@@ -76,6 +76,11 @@ class Pipeline:
         self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
+        for path, component in self.components().items():
+            try:
+                component.check_sources(names)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir
