@@ -62,6 +62,23 @@ def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tenso
     return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)
 
 
+def standardized(values: Tensor, eps: float = 1e-8, ddof: int = 1, weights: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the batch: (N,) -> (N,) float64; holes stay NaN, 0 where nothing differs.
+
+    `weights` (N,) count a value so many times: with lengths these are the moments over tokens.
+    """
+    import torch
+
+    numbers, holes = values.double(), values.isnan()
+    size = (torch.ones_like(numbers) if weights is None else weights.double()).masked_fill(holes, 0.0)
+    found = numbers.masked_fill(holes, 0.0)
+    total = size.sum()
+    mean = (found * size).sum() / total.clamp(min=1e-300)
+    variance = ((found - mean).square() * size).sum() / (total - ddof).clamp(min=1)
+    result = (numbers - mean) * (variance + eps).rsqrt()
+    return result.masked_fill(~holes & (std(numbers) == 0), 0.0)
+
+
 def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
     """Σ_k w_k s_k, with weights renormalised over what is there where a row has holes.  (N,)
 
