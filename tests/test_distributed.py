@@ -14,7 +14,7 @@ import json, sys
 import torch
 from trl_rewards import Pipeline, Reward, Failed, load_advantage, load_combiner, load_shaper
 from trl_rewards.schedules import Schedule
-from trl_rewards.scoring import Source, World
+from trl_rewards.scoring import Gate, Source, World
 from trl_rewards.testing import make_samples
 
 world_size, rows, group_size = map(int, sys.argv[1:4])
@@ -47,6 +47,7 @@ def pipeline(combine, advantage):
         [
             Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean"),
             Source("rank", Rank(), Schedule.parse(0.5), shape=[load_shaper("par", references="refs")]),
+            Source("gated", Words(), Schedule.parse(0.1), only_if=Gate("rank", 0.5)),
         ],
         combine=load_combiner(combine, **OPTIONS.get(combine, {})),
         shape=[load_shaper("whiten"), load_shaper("sigmoid")],

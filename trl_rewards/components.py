@@ -204,7 +204,8 @@ class Scores(NamedTuple):
 class Status:
     """What a cell of `Scores.status` says."""
 
-    OK, ABSTAINED, FAILED, TIMEOUT = range(4)
+    OK, ABSTAINED, FAILED, TIMEOUT, SKIPPED = range(5)
+    """SKIPPED: the source was not asked, since the row did not pass its `only_if`."""
 
 
 class RewardBatch(NamedTuple):
