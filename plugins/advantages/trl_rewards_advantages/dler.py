@@ -39,7 +39,7 @@ class DLER(Advantage):
     """Beside the variance, which is the sample's."""
     filter_by: str | None = None
     """DLER's dynamic sampling: groups in which this source's raw scores do not differ get 0 and enter no moment. Name
-    the source that says whether the answer is right. Not sampled again: such groups are lost, so make batches larger.
+    the source that says whether the answer is right. Such groups are lost; the recipe's `filter:` samples others.
     `total` filters by the shaped total, which a length penalty makes differ where all answers are right or wrong."""
     boost: float = 0.0
     """Added to the advantage of rows whose total is at least `boost_from`; 0.1 in a script of the release."""
