@@ -87,7 +87,6 @@ def test_a_reference_that_is_no_number_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of the two"),
         ({"references": "r", "constant": 0.0}, "one of the two"),
         ({"constant": 0.0, "k": 0.0}, "k must be above 0"),
         ({"constant": 0.0, "max_references": 0}, "max_references must be at least 1"),
@@ -118,4 +117,5 @@ def test_changes_a_group_z_score_which_an_affine_map_does_not():
 def test_registered_name_loads_and_reads_its_column():
     shaper = load_shaper(register_shapers()["par"], references="references")
     assert shaper.reads() == ("references",)
+    assert load_shaper(register_shapers()["par"]).reads() == ("reference_rewards",)
     assert load_shaper(register_shapers()["par"], constant=1.0).reads() == ()
