@@ -64,7 +64,7 @@ SHAPERS = {
     "difficulty_scale": (
         {"category": "kind", "demonstration": "shown"},
         {
-            "hardness": [0.1, 0.5, 0.9, None, 0.2, 0.4],
+            "hardness": [0.1, 0.5, 0.9, None, 0.2, 1],
             "kind": list("abcaab"),
             "shown": [1.0, None, 0.5, 2.0, 0.0, 1.0],
         },

@@ -165,8 +165,8 @@ class RunningMoments:
         self.count = count
 
     def std(self, ddof: int = 0) -> float:
-        """Deviation of what was seen: `ddof` 0 the population's, 1 the sample's. 0.0 of equal values, and of fewer than
-        ddof + 1."""
+        """Deviation of what was seen, the population's or, with `ddof` 1, the sample's. 0.0 of equal values, and of
+        fewer than ddof + 1."""
         if self.count <= ddof:
             return 0.0
         deviation = math.sqrt(self.squares / (self.count - ddof))

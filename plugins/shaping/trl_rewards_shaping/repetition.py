@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
 
 from trl_rewards import Reward, Samples, Score
 
@@ -15,18 +14,17 @@ def repeated_share(items: Sequence[Hashable], n: int) -> float:
 
 
 class Repetition(Reward):
-    """`max_penalty` times the share of n-grams that were there before, 1 - distinct / all; in [max_penalty, 0].
+    """`max_penalty` times the share of n-grams of words that were there before, 1 - distinct / all; at most 0.
 
-    Appendix C.2 of https://huggingface.co/papers/2502.03373 penalises repeated n-grams. In `tokens` the numbers are
-    those of TRL's `get_repetition_penalty_reward`, which TRL 1.14 lacks; in `words` those of the code of R1-Reward
-    (yfzhang114/r1_reward@3693413a).
+    Appendix C.2 of https://huggingface.co/papers/2502.03373 penalises repeated n-grams. Words are what is between
+    white space, in lower case, as in the code of R1-Reward (yfzhang114/r1_reward@3693413a). TRL has the same of
+    tokens, which suits languages without spaces: `{use: function, with: {path:
+    "trl.rewards:get_repetition_penalty_reward", factory: {ngram_size: 3}}}`.
     """
 
     ngram_size: int = 3
     max_penalty: float = -1.0
     """What a completion comes near to that only repeats itself; at most 0."""
-    unit: Literal["words", "tokens"] = "words"
-    """`words` are what is between white space, in lower case; `tokens` suit languages without spaces."""
 
     def __post_init__(self):
         if self.ngram_size < 1 or self.max_penalty > 0:
@@ -34,11 +32,4 @@ class Repetition(Reward):
             raise ValueError(f"ngram_size must be at least 1 and max_penalty at most 0, got {got}")
 
     def score(self, samples: Samples) -> list[Score]:
-        rows: Sequence[Sequence[Hashable]]
-        if self.unit == "words":
-            rows = [text.lower().split() for text in samples.texts]
-        elif samples.lengths:  # which raises where there are no token ids
-            rows = samples.completion_ids
-        else:
-            rows = []
-        return [self.max_penalty * repeated_share(row, self.ngram_size) for row in rows]
+        return [self.max_penalty * repeated_share(text.lower().split(), self.ngram_size) for text in samples.texts]

@@ -121,8 +121,8 @@ class RLCR(Reward):
     opinion (None). Set `scale_rewards: none` or `advantage: {use: center}`: a z-score within groups divides by a
     deviation that depends on q, and then another q than the true chance pays.
 
-    The authors' code (damanimehul/RLCR@8904bed) adds up the measures `format`, `accuracy` and `brier` (1 - (q - c)²) as
-    three sources of weight 0.5 each, all 0 for another form: half of this reward and 0.5 more, and the format. Logs
+    The authors' code (damanimehul/RLCR@8904bed) adds up the measures `format`, `accuracy` and `brier`, 1 - (q - c)²,
+    as three sources of weight 0.5 each, all 0 for another form: half of this reward and 0.5 more, and the format. Logs
     accuracy, Brier score, calibration error (ten bins) and AUROC of each batch.
     """
 
