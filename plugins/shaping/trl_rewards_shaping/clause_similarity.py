@@ -12,7 +12,7 @@ from trl_rewards_shaping.encoder import Encoder
 if TYPE_CHECKING:
     from torch import Tensor
 
-_END = re.compile(r"(?<=[.!?;。！？；])\s*|\n+")
+_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])\s*|\n+")
 
 
 def coverage(generated: Tensor, demonstrated: Tensor) -> Tensor:

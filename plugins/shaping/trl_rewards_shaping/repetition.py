@@ -32,4 +32,5 @@ class Repetition(Reward):
             raise ValueError(f"ngram_size must be at least 1 and max_penalty at most 0, got {got}")
 
     def score(self, samples: Samples) -> list[Score]:
-        return [self.max_penalty * repeated_share(text.lower().split(), self.ngram_size) for text in samples.texts]
+        shares = [repeated_share(text.lower().split(), self.ngram_size) for text in samples.texts]
+        return [self.max_penalty * share if share else 0.0 for share in shares]
