@@ -8,7 +8,8 @@ import torch
 from trl_rewards_shaping import register_shapers
 from trl_rewards_shaping.par import PAR, FittedPolynomial, RunningClip, RunningMinMax, TanhRef, fitted_sigmoid
 
-from trl_rewards import Samples, load_shaper
+from trl_rewards import Pipeline, Samples, load_reward, load_shaper
+from trl_rewards.testing import make_samples
 
 CASES = json.loads(Path(__file__).with_name("shaping_cases.json").read_text(encoding="utf-8"))["01_PAR"]
 FLAGGED = [case for case in CASES if "flags" in case["inputs"]]
@@ -85,6 +86,18 @@ def test_running_statistics_leave_holes_out_and_go_on_from_their_state(name):
     assert holed.state_dict() == whole.state_dict()
     resumed.load_state_dict(json.loads(json.dumps(copy.deepcopy(whole.state_dict()))))
     assert torch.equal(shape(resumed, [-3.0, 9.0, 2.0]), shape(whole, [-3.0, 9.0, 2.0]))
+
+
+def test_an_evaluation_leaves_no_trace_in_running_statistics():
+    stateful = [load_shaper(name) for name in ("running_clip", "running_minmax", "whiten", "difficulty_scale")]
+    pipeline = Pipeline([load_reward("length", soft_limit=1, hard_limit=9)], shape=stateful)
+    samples = make_samples(hardness=[0.1, 0.2, None, 0.4, 0.5, 0.6])
+    pipeline.score(samples, 2)
+    before = pipeline.state_dict()
+    with pipeline.frozen():
+        pipeline.score(samples.take([5, 4, 3, 3]), 2)
+        assert pipeline.state_dict() != before
+    assert pipeline.state_dict() == before
 
 
 def test_the_fitted_polynomial_is_near_the_sigmoid_and_flat_beyond_5():

@@ -34,13 +34,13 @@ def response_scale(gaps: Tensor, tau: float) -> float:
 
 
 class DifficultyScale(Shaper):
-    """α · r, with α = α_D · α_M the same for all answers to a prompt: more for hard prompts, and where answers lack
-    much of the demonstration's reward.
+    """α · r, with the same α for all answers to a prompt: more for prompts that are hard.
 
-    https://huggingface.co/papers/2503.18991. α_D = σ(δ) / σ(mean δ of the category) of the prompt's hardness δ, the
-    mean running over all rows seen; α_M = σ(mean gap without outliers) / σ(mean gap) over the batch's rows of the
-    category. A z-score within groups would undo it: with `advantage: {use: center}` an answer's advantage is
-    α · (r - group mean). The paper scales the z-score itself, which takes an advantage and not a shaper.
+    https://huggingface.co/papers/2503.18991. α = α_D · α_M: α_D = σ(δ) / σ(mean δ of the category) of the prompt's
+    hardness δ, the mean running over all rows seen; α_M = σ(mean gap without outliers) / σ(mean gap) over the batch's
+    rows of the category, a gap being what an answer lacks to the demonstration's reward. A z-score within groups would
+    undo it: with `advantage: {use: center}` an answer's advantage is α · (r - group mean). The paper scales the z-score
+    itself, which takes an advantage and not a shaper.
     """
 
     hardness: str = "hardness"
