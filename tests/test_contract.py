@@ -61,14 +61,6 @@ REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [Non
 SHAPERS = {
     "centered": REFERENCED,
     "clip": ({"low": -1.0, "high": 1.0}, {}),
-    "difficulty_scale": (
-        {"category": "kind", "demonstration": "shown"},
-        {
-            "hardness": [0.1, 0.5, 0.9, None, 0.2, 1],
-            "kind": list("abcaab"),
-            "shown": [1.0, None, 0.5, 2.0, 0.0, 1.0],
-        },
-    ),
     "fitted_polynomial": REFERENCED,
     "harmo_length": ({"max_penalty": 0.5, "tau": 0.3}, {}),
     "linear_length_penalty": ({"free": 2}, {}),

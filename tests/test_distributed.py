@@ -46,8 +46,7 @@ def pipeline(combine, advantage):
     return Pipeline(
         [
             Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean", shape=[
-                load_shaper("running_clip"), load_shaper("running_minmax"), load_shaper("difficulty_scale"),
-                load_shaper("harmo_length", max_penalty=0.1, tau=0.5, right_from=0.5),
+                load_shaper("running_clip"), load_shaper("running_minmax"),
             ]),
             Source("rank", Rank(), Schedule.parse(0.5), shape=[load_shaper("par", references="refs")]),
         ],
@@ -63,8 +62,7 @@ for combine, advantage in [("weighted_sum", "group_norm"), ("normalize_then_sum"
     for step in range(2):  # twice, for the state
         everyone = make_samples(
             [f"w{row + step}" for row in range(rows)], prompts=[f"p{row // group_size}" for row in range(rows)],
-            refs=[[row / rows, 0.5] for row in range(rows)],
-            hardness=[row // group_size / 5 for row in range(rows)], step=step, max_steps=2)
+            refs=[[row / rows, 0.5] for row in range(rows)], step=step, max_steps=2)
         local = rows // world.size
         mine = everyone.take(range(world.rank * local, (world.rank + 1) * local))
         batch = made.score(mine, group_size, world)
@@ -87,8 +85,6 @@ def _close(first, second) -> None:
         assert first[name][2].keys() == second[name][2].keys()
         for path in ("shape.0", "rewards.words.shape.0", "rewards.words.shape.1"):
             assert first[name][2][path] == pytest.approx(second[name][2][path]), (name, path)
-        mine, theirs = (each[name][2]["rewards.words.shape.2"]["hardness"][""] for each in (first, second))
-        assert mine == pytest.approx(theirs), name
 
 
 def result_of(done) -> dict:

@@ -89,9 +89,9 @@ def test_running_statistics_leave_holes_out_and_go_on_from_their_state(name):
 
 
 def test_an_evaluation_leaves_no_trace_in_running_statistics():
-    stateful = [load_shaper(name) for name in ("running_clip", "running_minmax", "whiten", "difficulty_scale")]
+    stateful = [load_shaper(name) for name in ("running_clip", "running_minmax", "whiten")]
     pipeline = Pipeline([load_reward("length", soft_limit=1, hard_limit=9)], shape=stateful)
-    samples = make_samples(hardness=[0.1, 0.2, None, 0.4, 0.5, 0.6])
+    samples = make_samples()
     pipeline.score(samples, 2)
     before = pipeline.state_dict()
     with pipeline.frozen():

@@ -69,6 +69,8 @@ def test_a_source_that_is_not_there_and_weights_are_refused():
         load_combiner("r1_reward", accuracy="x")(make_scores([[1.0]], group_size=1), make_samples(["t"]))
     with pytest.raises(ValueError, match="weights of its own"):
         load_combiner("r1_reward", accuracy="a").check_weights([1.0, 0.5])
+    with pytest.raises(ValueError, match="no source 'x'; there is a, b"):
+        load_combiner("r1_reward", accuracy="a", format="x").check_sources(["a", "b"])
 
 
 @pytest.mark.parametrize(("compat", "inconsistent"), [("paper", 0.0), ("release", -1.0)])

@@ -1,4 +1,4 @@
-"""Log-sigmoid centring, DLER's truncation penalty, HARMO's length term, DR-IRL's scales and Ctrl-U's weight."""
+"""Log-sigmoid centring, DLER's truncation penalty, HARMO's length term, DR-IRL's similarity and Ctrl-U's weight."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import torch
 from trl_rewards_shaping.clause_similarity import coverage
 from trl_rewards_shaping.ctrl_u import confidence, label_disagreement
 from trl_rewards_shaping.dler import TruncationPenalty
-from trl_rewards_shaping.dr_irl import DifficultyScale, data_scale, response_scale
 from trl_rewards_shaping.harmo import HarmoLength
 from trl_rewards_shaping.references import reference_level
 from trl_rewards_shaping.transforming import LogSigmoidCentered, log_probability_good
@@ -101,33 +100,6 @@ def test_harmo_adds_its_terms_and_divides_by_no_deviation():
     assert load_advantage("center")(make_batch(total.tolist(), 4)).tolist() == pytest.approx(wanted["advantage"])
 
 
-def test_difficulty_scales_are_those_of_the_notes():
-    given, wanted = case("09_DRIRL", "data hardness")
-    hardness = 1 - torch.tensor(given["similarity_W"])
-    assert hardness.tolist() == pytest.approx(wanted["delta"])
-    assert data_scale(hardness, hardness.mean().item()).tolist() == pytest.approx(wanted["alpha_D"])
-    gaps = torch.tensor(given["reward_gap"])
-    assert response_scale(gaps, given["tau"]) == pytest.approx(wanted["alpha_M"])
-    assert response_scale(gaps, 0.0) == 1.0  # all are outliers
-    assert response_scale(torch.tensor([NAN]), 1.0) == 1.0
-    # the rewards that leave these gaps to the demonstrations' come out times α
-    rewards = [1.0, -1.0, 2.0, 0.5]
-    shown = [reward + gap for reward, gap in zip(rewards, given["reward_gap"], strict=True)]
-    shaper = DifficultyScale(demonstration="shown", tau=given["tau"])
-    scaled = shape(shaper, rewards, hardness=hardness.tolist(), shown=shown)
-    assert scaled == pytest.approx([r * alpha for r, alpha in zip(rewards, wanted["alpha"], strict=True)])
-
-
-def test_categories_have_means_of_their_own_which_run_over_batches():
-    shaper = DifficultyScale(category="kind")
-    first = shape(shaper, [1.0, 1.0, NAN], hardness=[0.2, 0.9, 5.0], kind=["a", "b", "a"])
-    assert first == pytest.approx([1.0, 1.0, NAN], nan_ok=True)  # alone, each is its category's mean
-    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    second = shape(shaper, [1.0, 2.0], hardness=[0.6, None], kind=["a", "b"])
-    assert second == pytest.approx([sigmoid(0.6) / sigmoid(0.4), 2.0])
-    assert shaper.state_dict()["hardness"] == {"a": pytest.approx([0.8, 2]), "b": pytest.approx([0.9, 1])}
-
-
 def test_clauses_are_covered_as_in_the_notes():
     given, wanted = case("09_DRIRL", "W = ")
     found = coverage(torch.tensor(given["gen_clause_emb"]), torch.tensor(given["demo_clause_emb"]))
@@ -148,10 +120,13 @@ def test_sources_that_disagree_count_less():
     logged = {}
     combiner = load_combiner("uncertainty_weight")
     combiner.setup(Context(log_metric=logged.__setitem__))
-    total = combiner(scores, make_samples(["t"] * 4)).tolist()
+    samples = make_samples(["t"] * 4)
+    total = combiner(scores, samples).tolist()
     assert total == pytest.approx([*wanted["shaped"], 0.7, NAN], nan_ok=True)
     assert logged == {"uncertainty_weight/disagreement": pytest.approx(1.6 / 3)}
-    penalized = load_combiner("uncertainty_weight", mode="penalize", coefficient=0.5)(scores, make_samples(["t"] * 4))
+    penalized = load_combiner("uncertainty_weight", mode="penalize", coefficient=0.5)(scores, samples)
+    watched = load_combiner("uncertainty_weight")(scores._replace(weights=torch.tensor([1.0, 0.0])), samples)
+    assert watched[0] == given["r1"][0]  # a source of weight 0 is no evaluation
     assert penalized[:3].tolist() == pytest.approx([1.0, 0.5, 0.7])
 
 
@@ -163,7 +138,6 @@ def test_sources_that_disagree_count_less():
         (load_shaper, "truncation_penalty", {"factor": 2.0}, "factor must be in"),
         (load_shaper, "truncation_penalty", {"tiers": {0.5: 0}}, "lengths must be at least 1"),
         (load_shaper, "harmo_length", {"max_penalty": 1.0, "tau": 0.0}, "max_penalty and tau must be above 0"),
-        (load_shaper, "difficulty_scale", {"tau": -1.0}, "tau must be at least 0"),
         (load_combiner, "uncertainty_weight", {"scale": -1.0}, "scale and coefficient must be at least 0"),
     ],
 )

@@ -28,7 +28,6 @@ def register_combiners():
 def register_shapers():
     return {
         "centered": "trl_rewards_shaping.par:Centered",
-        "difficulty_scale": "trl_rewards_shaping.dr_irl:DifficultyScale",
         "fitted_polynomial": "trl_rewards_shaping.par:FittedPolynomial",
         "harmo_length": "trl_rewards_shaping.harmo:HarmoLength",
         "linear_length_penalty": "trl_rewards_shaping.par:LinearLengthPenalty",

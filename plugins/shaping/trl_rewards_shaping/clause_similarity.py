@@ -31,8 +31,8 @@ def clauses(text: str) -> list[str]:
 class ClauseSimilarity(Encoder):
     """Mean over the answer's clauses of the highest cosine with a clause of the demonstration, in [-1, 1].
 
-    https://huggingface.co/papers/2503.18991. One less this is how hard a prompt is for the model that answers, which
-    `difficulty_scale` reads: `trl-rewards select` with this reward writes it as the column `clause_similarity_score`.
+    https://huggingface.co/papers/2503.18991. One less this is how hard a prompt is for the model that answers, by
+    which DR-IRL scales advantages: `trl-rewards select` with this reward writes it as `clause_similarity_score`.
     An answer without words scores 0.0, a row without a demonstration has no opinion (None). What a clause is, the
     paper's notes do not say: here it ends at a line break, a full stop, `!`, `?` or `;`.
     """

@@ -37,7 +37,7 @@ class UncertaintyWeight(Combiner):
     samples of one judge, or two reward models. This transfer is ours. A row with one evaluation alone keeps it.
 
     Below 0 a weight would raise the reward; `mode: penalize` has no such trouble, nor has it a scale of its own.
-    Weights of the sources are not used. Logs the mean u.
+    A source of weight 0 is watched alone, any other weight counts as 1. Logs the mean u.
     """
 
     mode: Literal["weight", "penalize"] = "weight"
@@ -56,8 +56,10 @@ class UncertaintyWeight(Combiner):
         self._context = context
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        apart = self.scale * disagreement(scores.values)
-        mean = scores.values.double().nanmean(dim=1)
+        used = scores.weights != 0
+        values = scores.values[:, used] if used.any() else scores.values
+        apart = self.scale * disagreement(values)
+        mean = values.double().nanmean(dim=1)
         there = ~mean.isnan()
         if self._context.log_metric and there.any():
             self._context.log_metric(f"{self.display_name}/disagreement", apart[there].mean().item())

@@ -118,8 +118,13 @@ class R1Reward(Combiner):
     """Name of the source of consistency, such as `r1_consistency`."""
 
     def check_weights(self, weights: Sequence[float]) -> None:
-        if any(weight != 1 for weight in weights):
+        if any(weight not in (0, 1) for weight in weights):
             raise ValueError(f"r1_reward has weights of its own: leave those of the sources out, got {list(weights)}")
+
+    def check_sources(self, names: Sequence[str]) -> None:
+        wanted = [name for name in (self.accuracy, self.format, self.consistency) if name and name not in names]
+        if wanted:
+            raise ValueError(f"no source {wanted[0]!r}; there is {', '.join(names)}")
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         accuracy = self._source(scores, self.accuracy)
