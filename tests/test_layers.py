@@ -25,6 +25,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "hookspecs": 2,
     "plugins": 2,
     "loading": 3,
+    "steps": 2,
     "recipe": 3,
     "describe": 3,
     "scaffold": 3,

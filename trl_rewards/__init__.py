@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
     from trl_rewards.scoring import World
+    from trl_rewards.steps import StepReward
     from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
     from trl_rewards.trainers.ppo import PPOTrainer
@@ -62,6 +63,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "StepReward": "steps",
     "World": "scoring",
     "PairOptions": "pairs",
     "DPOTrainer": "trainers.dpo",
@@ -98,6 +100,7 @@ __all__ = [
     "Scores",
     "Selector",
     "Shaper",
+    "StepReward",
     "TokenReward",
     "TokenShaper",
     "Tool",

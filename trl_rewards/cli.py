@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_mean
+
+if TYPE_CHECKING:
+    from trl_rewards.models.pretrained import Loading
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,6 +133,30 @@ def score(
     print(score_file(config, _overrides(context), data, out, split, completion, batch_size, trace))
 
 
+# What `bon` and `select` say alike of the model that answers.
+_TopK = Annotated[int, typer.Option(help="0: every token")]
+_BatchTokens = Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")]
+_Adapter = Annotated[str | None, typer.Option(help="LoRA adapter on the model")]
+_In4bit = Annotated[bool, typer.Option(help="bitsandbytes nf4")]
+_Backend = Annotated[str, typer.Option(help="transformers or vllm")]
+
+
+def _loading(
+    model: str, adapter: str | None, revision: str | None, dtype: str, in_4bit: bool, trust_remote_code: bool
+) -> Loading:
+    """How that model is loaded. RecipeError for a dtype that there is not."""
+    from trl_rewards.models.pretrained import Loading
+
+    return Loading(
+        path=model,
+        adapter=adapter,
+        revision=revision,
+        dtype=_one_of("dtype", dtype),
+        quantization="4bit" if in_4bit else None,
+        trust_remote_code=trust_remote_code,
+    )
+
+
 @app.command(context_settings=_OVERRIDES)
 def bon(
     context: typer.Context,
@@ -143,9 +170,9 @@ def bon(
     limit: Annotated[int | None, typer.Option(help="prompts at most")] = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    top_k: Annotated[int, typer.Option(help="0: every token")] = 0,
+    top_k: _TopK = 0,
     max_new_tokens: int = 512,
-    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    batch_tokens: _BatchTokens = 32768,
     seed: int = 0,
     select: Annotated[str, typer.Option(help="pairs: best_worst, best_random or all")] = "best_worst",
     min_margin: Annotated[float, typer.Option(help="pairs: the smallest difference of totals")] = 0.0,
@@ -154,24 +181,23 @@ def bon(
     choose_truncated: Annotated[bool, typer.Option(help="pairs: cut completions may be chosen")] = False,
     minimum: Annotated[float | None, typer.Option(help="sft: the lowest total that is kept")] = None,
     threshold: Annotated[float | None, typer.Option(help="kto: the lowest total with label true")] = None,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    adapter: _Adapter = None,
     revision: str | None = None,
     dtype: str = "bfloat16",
-    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    load_in_4bit: _In4bit = False,
     trust_remote_code: bool = False,
-    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+    backend: _Backend = "transformers",
 ) -> None:
     """Sample n answers per prompt and score them with a recipe's rewards: best of n, pairs, SFT or KTO data.
 
     Goes on where it stopped when the same command is given again.
     """
     from trl_rewards.bon import BestOf, best_of_n
-    from trl_rewards.models.pretrained import Loading
     from trl_rewards.pairs import Sampling, Selection
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    words = {"format": format, "select": select, "backend": backend, "dtype": dtype}
+    words = {"format": format, "select": select, "backend": backend}
     found: Any = {name: _one_of(name, word) for name, word in words.items()}
     try:
         options = BestOf(
@@ -201,14 +227,7 @@ def bon(
         )
     except ValueError as error:
         raise RecipeError([str(error)], "trl-rewards bon") from error
-    loading = Loading(
-        path=model,
-        adapter=adapter,
-        revision=revision,
-        dtype=dtype,
-        quantization="4bit" if load_in_4bit else None,
-        trust_remote_code=trust_remote_code,
-    )
+    loading = _loading(model, adapter, revision, dtype, load_in_4bit, trust_remote_code)
     print(best_of_n(config, _overrides(context), options, loading, out))
 
 
@@ -232,22 +251,21 @@ def select(
     n: Annotated[int, typer.Option(help="answers per prompt; a row's score is their mean")] = 1,
     temperature: float = 0.7,
     top_p: float = 0.9,
-    top_k: Annotated[int, typer.Option(help="0: every token")] = 0,
+    top_k: _TopK = 0,
     max_new_tokens: int = 512,
-    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    batch_tokens: _BatchTokens = 32768,
     seed: int = 42,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    adapter: _Adapter = None,
     revision: str | None = None,
     dtype: str = "bfloat16",
-    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    load_in_4bit: _In4bit = False,
     trust_remote_code: bool = False,
-    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+    backend: _Backend = "transformers",
 ) -> None:
     """Choose training rows by a model's score on them, such as the hardest half.
 
     Goes on where it stopped when the same command is given again. What it writes is a recipe's dataset_name.
     """
-    from trl_rewards.models.pretrained import Loading
     from trl_rewards.offline import scoring_recipe
     from trl_rewards.pairs import Sampling
     from trl_rewards.recipe import spec_of_word
@@ -255,8 +273,7 @@ def select(
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    words = {"backend": backend, "dtype": dtype}
-    found: Any = {name: _one_of(name, word) for name, word in words.items()}
+    found: Any = _one_of("backend", backend)
     try:
         sampling = Sampling(
             max_new_tokens=max_new_tokens,
@@ -274,21 +291,14 @@ def select(
         n=n,
         sampling=sampling,
         seed=seed,
-        backend=found["backend"],
+        backend=found,
         selector=spec_of_word(selector, "--selector"),
         count=count,
         references=tuple(references or ()),
         completions=completions,
         copy=tuple(copy or ()),
     )
-    loading = Loading(
-        path=model,
-        adapter=adapter,
-        revision=revision,
-        dtype=dtype,
-        quantization="4bit" if load_in_4bit else None,
-        trust_remote_code=trust_remote_code,
-    )
+    loading = _loading(model, adapter, revision, dtype, load_in_4bit, trust_remote_code)
     print(select_rows(scoring_recipe(config, reward or (), _overrides(context)), options, loading, out))
 
 

@@ -38,6 +38,8 @@ class Context:
     """Folder that relative paths of a recipe are relative to."""
     trainer_state: Any = None
     """transformers.TrainerState, or None offline."""
+    tokenizer: Any = None
+    """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
     log_metric: Callable[[str, float], None] | None = None
@@ -46,6 +48,11 @@ class Context:
     def path(self, path: str) -> str:
         """A path that an option holds: absolute, relative to the recipe's folder, or to the working directory."""
         return resolve_path(path, self.base_dir)
+
+    @property
+    def looked_in(self) -> str:
+        """The folders in which `path` looks, for messages."""
+        return looked_in(self.base_dir)
 
 
 @dataclass_transform(kw_only_default=True)
@@ -443,6 +450,11 @@ KINDS: dict[str, type[Component]] = {
     "selector": Selector,
     "tool": Tool,
 }
+
+
+def looked_in(base_dir: str) -> str:
+    """The folders in which `resolve_path` looks for a relative path, for messages."""
+    return " or ".join(dict.fromkeys([os.path.abspath(base_dir), os.getcwd()]))
 
 
 def resolve_path(path: str, base_dir: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards import bundled
-from trl_rewards.components import resolve_path
+from trl_rewards.components import looked_in, resolve_path
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.recipe import DatasetSpec, Recipe
 
@@ -71,8 +71,7 @@ def load_splits(
     if files:
         return _read_files(files, streaming, option)
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
-        places = dict.fromkeys([os.path.abspath(base_dir), os.getcwd()])
-        raise RecipeError([f"{option}: no file {name!r} in {' or '.join(places)}"])
+        raise RecipeError([f"{option}: no file {name!r} in {looked_in(base_dir)}"])
     try:
         loaded = datasets.load_dataset(name, name=config, streaming=streaming)
     except (OSError, ValueError) as error:  # unreachable, unknown, or not a dataset

@@ -25,7 +25,7 @@ from typing import Any
 import pluggy
 
 from trl_rewards import hookspecs
-from trl_rewards.components import KINDS, Component, resolve_path
+from trl_rewards.components import KINDS, Component, looked_in, resolve_path
 from trl_rewards.errors import PluginError, did_you_mean
 
 GROUP = hookspecs.PROJECT
@@ -271,8 +271,7 @@ def _import_module(name: str) -> ModuleType:
 def _load_file(path: str, base_dir: str) -> ModuleType:
     resolved = os.path.realpath(resolve_path(path, base_dir))
     if not os.path.isfile(resolved):
-        places = dict.fromkeys([os.path.abspath(base_dir), os.getcwd()])
-        raise PluginError(f"no file {path!r} in {' or '.join(places)}")
+        raise PluginError(f"no file {path!r} in {looked_in(base_dir)}")
     # One module per file, so that two components of one file share it and its classes pickle within the process.
     digest = hashlib.blake2b(resolved.encode(), digest_size=6).hexdigest()
     name = f"trl_rewards_file_{os.path.splitext(os.path.basename(resolved))[0]}_{digest}"

@@ -30,6 +30,7 @@ from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
+from trl_rewards.models.kept import open_shared
 from trl_rewards.samples import Failed, Samples, Traced
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
@@ -472,16 +473,18 @@ def _checked_cells(source: Source, found: Any, part: Samples) -> list[Cell]:
         raise RewardError(
             f"reward {source.name!r} returned {len(found)} rows of token values for {len(part)} completions"
         )
-    return [_checked_tokens(source.name, values, ids) for values, ids in zip(found, part.completion_ids, strict=True)]
+    lengths = part.lengths if part.completion_ids else [None] * len(part)
+    return [_checked_tokens(source.name, values, length) for values, length in zip(found, lengths, strict=True)]
 
 
-def _checked_tokens(name: str, values: Any, ids: list[int]) -> Cell:
+def _checked_tokens(name: str, values: Any, length: int | None) -> Cell:
     if values is None or isinstance(values, Failed | int | float):  # a hole, or a score of the row as a whole
         return _checked_score(name, values)
-    if len(values) != len(ids):
+    if len(values) != length:
+        tokens = "a completion without token ids" if length is None else f"a completion of {length} tokens"
         raise RewardError(
-            f"reward {name!r} returned {len(values)} token values for a completion of {len(ids)} tokens; return one "
-            "per token, None where nothing is said of it, or None for no opinion on the row"
+            f"reward {name!r} returned {len(values)} token values for {tokens}; return one per token, None where "
+            "nothing is said of it, or None for no opinion on the row"
         )
     scores = [_checked_score(name, value) for value in values]
     if failed := next((score for score in scores if isinstance(score, Failed)), None):
@@ -621,11 +624,7 @@ class ScoreCache:
         self._path = os.path.expanduser(path)
 
     def _connect(self) -> sqlite3.Connection:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
-        return connection
+        return open_shared(self._path, "scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
 
     def get(self, keys: list[bytes]) -> dict[bytes, Score]:
         """The known ones among `keys`; a kept None is an opinion not had."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         as_text,
         extract_json,
     )
+    from trl_rewards.models.learner import Learner, parts
     from trl_rewards.models.options import InProcess
     from trl_rewards.models.pretrained import (
         Loading,
@@ -53,6 +54,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "HttpFailure": "http",
     "InProcess": "options",
     "JudgeReward": "judge",
+    "Learner": "learner",
     "ListwiseJudge": "judge",
     "Loading": "pretrained",
     "LocalSampler": "sampling",
@@ -70,6 +72,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "default_budget": "scorer",
     "load_config": "pretrained",
     "longest_text": "scorer",
+    "parts": "learner",
     "api_key": "http",
     "VllmSampler": "sampling",
     "WebTool": "web",
@@ -99,6 +102,7 @@ __all__ = [
     "HttpFailure",
     "InProcess",
     "JudgeReward",
+    "Learner",
     "ListwiseJudge",
     "Loading",
     "LocalSampler",
@@ -129,6 +133,7 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "longest_text",
+    "parts",
     "sample_candidates",
     "stream",
     "trunk_of",

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from trl_rewards.errors import RewardError
+from trl_rewards.scoring import private_randomness
 
 
 @contextmanager
@@ -58,13 +59,19 @@ def add_adapter(model: Any, name: str, config: Any, autocast_adapter_dtype: bool
         parameter.requires_grad_(False)
 
 
-def with_adapter(model: Any, name: str, config: Any, autocast_adapter_dtype: bool = True) -> PeftModel:
-    """The model with a fresh adapter, neither active nor trainable: added to a PEFT model, or a model's first."""
-    if isinstance(model, PeftModel):
-        add_adapter(model, name, config, autocast_adapter_dtype)
-        return model
-    wrapped = get_peft_model(model, config, name, autocast_adapter_dtype=autocast_adapter_dtype)
-    return wrapped.requires_grad_(False)
+def with_adapter(
+    model: Any, name: str, config: Any, autocast_adapter_dtype: bool = True, seed: int | None = None
+) -> PeftModel:
+    """The model with a fresh adapter, neither active nor trainable: added to a PEFT model, or a model's first.
+
+    With a `seed` it starts alike on every process, and all other random streams stay where they were.
+    """
+    with private_randomness(seed) if seed is not None else nullcontext():
+        if isinstance(model, PeftModel):
+            add_adapter(model, name, config, autocast_adapter_dtype)
+            return model
+        wrapped = get_peft_model(model, config, name, autocast_adapter_dtype=autocast_adapter_dtype)
+        return wrapped.requires_grad_(False)
 
 
 def adapter_parameters(model: Any, name: str) -> dict[str, torch.nn.Parameter]:

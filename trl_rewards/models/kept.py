@@ -10,6 +10,15 @@ from contextlib import closing
 logger = logging.getLogger(__name__)
 
 
+def open_shared(path: str, table: str) -> sqlite3.Connection:
+    """An sqlite file that processes share, made with its folder and `table` where they are not there."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    connection = sqlite3.connect(path, timeout=60)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    return connection
+
+
 class KeptAnswers:
     """Texts by key, in one sqlite file that processes share (not on a network file system).
 
@@ -23,11 +32,7 @@ class KeptAnswers:
         self._warned = False
 
     def _connect(self) -> sqlite3.Connection:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, answer TEXT)")
-        return connection
+        return open_shared(self._path, "kept (key TEXT PRIMARY KEY, answer TEXT)")
 
     def find(self, key: str) -> str | None:
         """The answer that is kept under a key, if there is one."""

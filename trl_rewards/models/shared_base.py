@@ -27,7 +27,6 @@ from trl_rewards.models.heads import Head, Output, output_weights
 from trl_rewards.models.pretrained import Loading, device_of, load_pretrained
 from trl_rewards.models.reward_adapter import KEEPS_BASE, RewardAdapter, read_adapter
 from trl_rewards.models.scorer import PrefixReuse, Scorer, default_budget, longest_text
-from trl_rewards.scoring import private_randomness
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +115,7 @@ class SharedBase:
             model = with_adapter(model, _name(index), config, autocast_adapter_dtype=False)
             _load_weights(model, _name(index), member.adapter)
         for name, (config, seed) in self.trained.items():
-            with private_randomness(seed):  # the same on every process, and the policy's streams stay where they were
-                model = with_adapter(model, name, config)
+            model = with_adapter(model, name, config, seed=seed)
         self.model = model
         self.loading = replace(self.loading, dtype=str(trunk_of(model).dtype).removeprefix("torch."))
         groups: dict[_Options, list[int]] = {}

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from trl_rewards.errors import RewardError
-from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using
+from trl_rewards.models.adapters import adapter_parameters, trunk_of, using, with_adapter
 from trl_rewards.models.pretrained import Loading, base_of_adapter, load_pretrained
 from trl_rewards.scoring import private_randomness
 
@@ -82,8 +82,7 @@ def adapter_critic(policy: Any, seed: int) -> Critic:
     config.lora_dropout = 0.0  # values of a rollout and of its training should differ by what was learnt only
     config.modules_to_save = None
     config.init_lora_weights = True  # PiSSA and its like would change the base, and with it the policy
-    with private_randomness(seed):  # the same on every process, and the policy's random streams stay where they were
-        add_adapter(policy, ADAPTER, config)
+    with_adapter(policy, ADAPTER, config, seed=seed)
     trunk = trunk_of(policy)
     head = _head(trunk.config.get_text_config().hidden_size, next(policy.parameters()).device)
     trained = adapter_parameters(policy, ADAPTER)

@@ -94,6 +94,7 @@ class PipelineMixin(_Trainer):
                 "a function `def reward(environments, **_): return [e.get_reward() for e in environments]` and "
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
+        self._context.tokenizer = self._tokenizer
         keep_4bit_unpacked(self.model)
         if self.shared_base is not None:
             self.shared_base.bind(self.model)

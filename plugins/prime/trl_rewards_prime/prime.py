@@ -78,32 +78,27 @@ class Prime(InProcess, TokenReward, TrainableReward):
         if self.offload:
             raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
         self._model: _AdapterModel | None = None
-        self._optimizer: Any = None
         self._base: Any = None
-        self._seed = 0
 
     def shares_base(self) -> bool:
         return self.path is None
 
     def setup(self, context: Context) -> None:
-        self._seed = context.seed
         if self.path is None:
             self._base = context.shared_base
             if self._base is not None:
                 self._base.add_trained(ADAPTER, self._lora(), context.seed)
             return
-        import torch
         from transformers import AutoModelForCausalLM
 
         from trl_rewards.models import load_pretrained, load_tokenizer, with_adapter
 
         loading = self.loading(self.path, context)
         model, _ = load_pretrained(AutoModelForCausalLM, loading)
-        torch.manual_seed(context.seed)  # the same on every process
-        self._use(with_adapter(model, ADAPTER, self._lora()), load_tokenizer(loading))
+        self._use(with_adapter(model, ADAPTER, self._lora(), seed=context.seed), load_tokenizer(loading))
 
     def close(self) -> None:
-        self._model = self._optimizer = self._base = None
+        self._model = self._base = None
 
     def _lora(self) -> Any:
         from peft import LoraConfig
@@ -111,12 +106,7 @@ class Prime(InProcess, TokenReward, TrainableReward):
         return LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=self.lora_target_modules)
 
     def _use(self, model: Any, tokenizer: Any) -> _AdapterModel:
-        import torch
-
-        self._model = _AdapterModel(model, tokenizer)
-        self._optimizer = torch.optim.AdamW(
-            self._model.trained.values(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        self._model = _AdapterModel(self, model, tokenizer)
         return self._model
 
     def _ready(self) -> _AdapterModel:
@@ -136,26 +126,26 @@ class Prime(InProcess, TokenReward, TrainableReward):
     def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
         import torch
 
+        from trl_rewards.models import parts
         from trl_rewards_prime.implicit import token_scores
 
         model = self._ready()
         lengths = samples.lengths
         rows = [model.encode(prompt) for prompt in samples.prompts]
         found: list[list[float | None] | Score] = []
-        for start in range(0, len(rows), self.micro_batch):
-            chosen = slice(start, start + self.micro_batch)
+        for part in parts(range(len(rows)), self.micro_batch):
             with torch.no_grad():
-                q, mask = model.log_ratios(rows[chosen], samples.completion_ids[chosen])
+                q, mask = model.log_ratios([rows[row] for row in part], [samples.completion_ids[row] for row in part])
             scores = token_scores(q, mask, self.beta, self.compat, self.granularity == "whole", self.lam)
-            found += [row[:length].tolist() for row, length in zip(scores, lengths[chosen], strict=True)]
+            found += [
+                row[:length].tolist() for row, length in zip(scores, (lengths[row] for row in part), strict=True)
+            ]
         return found
 
     def update(self, batch: RewardBatch) -> dict[str, float]:
         """Learn from a batch: each process takes its share of every mini-batch, and gradients are added up."""
         if self.update_mode == "none":
             return {}
-        import torch
-
         from trl_rewards import World
 
         model, world, size = self._ready(), World.current(), batch.scores.group_size
@@ -165,35 +155,17 @@ class Prime(InProcess, TokenReward, TrainableReward):
         rows = [row for row in range(len(samples)) if not outcomes[row].isnan() and samples.completion_ids[row]]
         if not rows:
             return {}
-        step = self.mini_batch or len(rows)
-        losses, norms = [], []
-        for start in range(0, len(rows), step):
-            chosen = rows[start : start + step]
-            mine = chosen[world.rank :: world.size]
-            total, problem = torch.zeros((), device=model.device), None
-            try:
-                with model.training():
-                    for part in self._parts(mine):
-                        loss = self._losses(self._sums(model, samples, part), outcomes, sums, part, size).sum()
-                        if self.loss in ("ce", "dpo"):
-                            loss = loss / len(chosen)
-                        loss.backward()
-                        total += loss.detach()
-            except Exception as error:  # the other processes would wait for this one's gradients
-                problem = f"{self.display_name!r} could not learn: {type(error).__name__}: {error}"
-            world.raise_together(problem, model.device)
-            losses.append(world.total(total).item())
-            norms.append(self._step(model, world))
+        learnt = model.learner.learn(
+            rows,
+            lambda part: self._losses(self._sums(model, samples, part), outcomes, sums, part, size),
+            world,
+            self.mini_batch,
+            self.micro_batch,
+            mean=self.loss in ("ce", "dpo"),
+        )
         right = (batch.scores.values[:, batch.scores.names.index(self.display_name)] > 0) == (outcomes > 0.5)
         known = ~outcomes.isnan()
-        return {
-            "loss": sum(losses) / len(losses),
-            "grad_norm": sum(norms) / len(norms),
-            "accuracy": right[known].float().mean().item(),
-        }
-
-    def _parts(self, rows: list[int]) -> list[list[int]]:
-        return [rows[start : start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
+        return learnt | {"accuracy": right[known].float().mean().item()}
 
     def _sums(self, model: _AdapterModel, samples: Samples, rows: list[int]) -> Tensor:
         """β Σ q of these rows, with gradient where the model is being trained."""
@@ -206,26 +178,14 @@ class Prime(InProcess, TokenReward, TrainableReward):
         """(N,) β Σ q of every row as it is before learning, each process its share."""
         import torch
 
+        from trl_rewards.models import parts
+
         model, count = self._ready(), len(batch.samples)
         sums = torch.zeros(count, device=model.device)
         with torch.no_grad():
-            for part in self._parts(list(range(world.rank, count, world.size))):
+            for part in parts(range(world.rank, count, world.size), self.micro_batch):
                 sums[part] = self._sums(model, batch.samples, part)
         return world.total(sums)
-
-    def _step(self, model: _AdapterModel, world: World) -> float:
-        """An optimiser step with all processes' gradients; their norm before clipping."""
-        import torch
-
-        trained = list(model.trained.values())
-        for parameter in trained:
-            if parameter.grad is None:  # this process had no row
-                parameter.grad = torch.zeros_like(parameter)
-            world.total(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)  # before the policy's are clipped, whose model it may share
-        return norm.item()
 
     def _losses(self, sums: Tensor, outcomes: Tensor, every: Tensor | None, rows: list[int], size: int) -> Tensor:
         """The loss of each of these rows, from its β Σ q; `every`: (N,) those of the batch, before it is learned."""
@@ -262,31 +222,28 @@ class Prime(InProcess, TokenReward, TrainableReward):
     def state_dict(self) -> dict[str, Any]:
         if self._model is None and (self._base is None or self._base.model is None):
             return {}
-        weights = {name: weight.detach().cpu() for name, weight in self._ready().trained.items()}
-        return {"weights": weights, "optimizer": self._optimizer.state_dict()}
+        return self._ready().learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state:
-            return
-        import torch
-
-        trained = self._ready().trained
-        if state["weights"].keys() != trained.keys():
-            raise ValueError(f"the checkpoint's {self.display_name!r} has another adapter or another model")
-        with torch.no_grad():
-            for name, weight in trained.items():
-                weight.copy_(state["weights"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        if state:
+            self._ready().learner.load_state_dict(state)
 
 
 class _AdapterModel:
     """A causal LM with an adapter that is trained, and without it the reference."""
 
-    def __init__(self, model: Any, tokenizer: Any):
-        from trl_rewards.models import Sampler, adapter_parameters
+    def __init__(self, reward: Prime, model: Any, tokenizer: Any):
+        from trl_rewards.models import Learner, Sampler, adapter_parameters, using
 
         self.model = model
-        self.trained = adapter_parameters(model, ADAPTER)
+        self.learner = Learner(
+            reward.display_name,
+            adapter_parameters(model, ADAPTER),
+            lambda: using(model, ADAPTER, training=True),
+            reward.learning_rate,
+            reward.weight_decay,
+            reward.max_grad_norm,
+        )
         self._pad = tokenizer.pad_token_id
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._sampler = Sampler(tokenizer, context, (), "prime")
@@ -298,12 +255,6 @@ class _AdapterModel:
     def encode(self, prompt: Any) -> list[int]:
         """A prompt's token ids, as TRL has them for the policy."""
         return self._sampler.encode(prompt)
-
-    def training(self) -> Any:
-        """`with`: log-ratios have gradients. `backward()` belongs inside."""
-        from trl_rewards.models import using
-
-        return using(self.model, ADAPTER, training=True)
 
     def log_ratios(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """(B, T) log π_φ - log π_ref of the completions' tokens, float32, 0 on the padding at the right; its mask."""

@@ -13,7 +13,7 @@ def read_history(path: str, context: Context) -> dict[str, Any]:
     """The JSON object in a file. RewardError says what is wrong with it."""
     resolved = context.path(path)
     if not os.path.isfile(resolved):
-        raise RewardError(f"replay: no file {path!r} in {os.path.abspath(context.base_dir)} or {os.getcwd()}")
+        raise RewardError(f"replay: no file {path!r} in {context.looked_in}")
     try:
         with open(resolved, encoding="utf-8") as file:
             history = json.load(file)
