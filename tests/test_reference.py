@@ -1,9 +1,8 @@
-"""`trl-rewards reference`: rewards of a policy's own answers as a column, and the warning about shaping in vain."""
+"""`trl-rewards reference`: rewards of a policy's own answers as a column."""
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -112,30 +111,3 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(reference, tmp_path):
     result, _ = reference("--dataset.columns.prompt", "answer")
     assert "the dataset has no column 'answer'" in str(result.exception)
     assert not Path(tmp_path / "out.jsonl.unfinished").exists()
-
-
-WHITEN = [{"use": "tanh"}, {"use": "scale", "with": {"factor": 2.0}}, {"use": "whiten"}]
-
-
-@pytest.mark.parametrize(
-    ("recipe", "idle"),
-    [
-        ({"shape": WHITEN}, ["shape.1", "shape.2"]),
-        ({"shape": WHITEN, "advantage": {"use": "group_norm"}}, ["shape.1", "shape.2"]),
-        ({"shape": WHITEN, "advantage": {"use": "center"}}, []),
-        ({"shape": WHITEN, "scale_rewards": "none"}, []),
-        ({"shape": WHITEN, "trainer": "rloo", "beta": 0.0}, []),
-        ({"shape": [*WHITEN, {"use": "sigmoid"}]}, []),
-        ({"shape": [{"use": "scale", "with": {"factor": -1.0}}]}, []),
-        ({"source": WHITEN}, ["rewards.length.shape.1", "rewards.length.shape.2"]),
-        ({"source": WHITEN, "shape": [{"use": "tanh"}]}, []),
-        ({"source": WHITEN, "others": 1}, []),  # it says how much the source weighs
-    ],
-)
-def test_a_shaper_that_a_group_z_score_undoes_is_warned_of(recipe, idle, caplog):
-    recipe = dict(recipe)
-    source = {"use": "length", "with": {"soft_limit": 1, "hard_limit": 2}, "shape": recipe.pop("source", [])}
-    others = [{"use": "regex_format"}] * recipe.pop("others", 0)
-    with caplog.at_level(logging.WARNING, logger="trl_rewards.pipeline"):
-        Pipeline.from_recipe(Recipe.parse({"rewards": [source, *others], **recipe}, check_trl=False))
-    assert [record.getMessage().split()[0] for record in caplog.records] == idle

@@ -118,7 +118,7 @@ class Pipeline:
                 )
             )
         try:
-            pipeline = cls(
+            return cls(
                 sources,
                 combine=make("combiner", recipe.combine),
                 shape=[make("shaper", spec) for spec in recipe.shape],
@@ -131,26 +131,23 @@ class Pipeline:
             if isinstance(error, RecipeError):
                 raise
             raise RecipeError([str(error)], recipe.source) from error
-        scaled = recipe.trl.get("scale_rewards", "group") in ("group", True) and recipe.trainer == "grpo"
-        if scaled if pipeline.advantage is None else pipeline.advantage.undoes_affine():
-            for path in pipeline.undone_shapers():
-                logger.warning(
-                    "%s changes nothing: it scales and shifts all rewards of a prompt alike, which the z-score within "
-                    "groups undoes. Leave it out, or set `advantage: {use: center}`",
-                    path,
-                )
-        return pipeline
 
-    def undone_shapers(self) -> list[str]:
-        """Shapers, by their paths in a recipe, that an advantage undoes which scale and shift do not move: the affine
-        ones that no other follows. A source's own are among them where it is the only one."""
+    def warn_of_undone_shapers(self) -> None:
+        """For trainers whose advantages are z-scores within groups: affine shapers that no other follows do nothing.
+
+        A source's own are among them where it is the only one.
+        """
         steps = [(f"shape.{index}", shaper) for index, shaper in enumerate(self.shape)]
         if len(self.sources) == 1:
             (source,) = self.sources
             own = [(f"rewards.{source.name}.shape.{index}", shaper) for index, shaper in enumerate(source.shape)]
             steps = own + steps
-        affine = itertools.takewhile(lambda step: step[1].affine(), reversed(steps))
-        return [path for path, _ in affine][::-1]
+        for path, _ in itertools.takewhile(lambda step: step[1].affine(), reversed(steps)):
+            logger.warning(
+                "%s changes nothing: it scales and shifts all rewards of a prompt alike, which the z-score within "
+                "groups undoes. Leave it out, or set `advantage: {use: center}`",
+                path,
+            )
 
     @property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from trl_rewards.bon import Drawing, complete, draw_candidates, refused_names, save_rows, score_candidates
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError
-from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.offline import split_of
 from trl_rewards.pairs import Group, Sampling, or_none
 from trl_rewards.pipeline import Pipeline
@@ -80,8 +80,9 @@ def reference_rewards(recipe: Recipe, options: Referencing, loading: Loading, ou
 
     work = out.with_name(out.name + ".unfinished")
     rows = mapped.select(kept)
-    drawn = draw_candidates(rows, options, complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
-    groups = score_candidates(rows, drawn, pipeline, bare, options, work / "scores.jsonl")
+    loading = complete(loading, path, recipe.base_dir)
+    drawn = draw_candidates(rows, options, loading, work / "candidates.jsonl")
+    groups = score_candidates(rows, drawn, pipeline, bare, options, work / "scores.jsonl", load_tokenizer(loading))
     found = [{column: rewards_of(group, name) for name, column in columns.items()} for group in groups]
     scored = [place for place, each in enumerate(found) if all(map(any_score, each.values()))]
     if not scored:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,9 @@ def test_a_completion_of_just_the_target_length_finished_if_it_ends_in_an_end_to
         [1.0, 0.0, NAN], nan_ok=True
     )
     assert shape(TruncationPenalty(target_length=5, end_tokens=[7, 5]), [1.0] * 3, lengths) == [1.0, 1.0, 0.0]
+    of_the_policy = TruncationPenalty(target_length=5)
+    of_the_policy.setup(Context(tokenizer=SimpleNamespace(eos_token_id=5)))
+    assert shape(of_the_policy, [1.0] * 3, lengths) == [1.0, 1.0, 0.0]
 
 
 def test_easy_prompts_have_a_shorter_target():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
-from trl_rewards import Samples, Shaper
+from trl_rewards import Context, Samples, Shaper
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,8 @@ class TruncationPenalty(Shaper):
     factor: float | None = None
     """What is left of the reward, if it is to be neither."""
     end_tokens: list[int] = field(default_factory=list)
-    """Token ids that end a completion. Without them a completion of exactly `target_length` tokens counts as cut."""
+    """Token ids that end a completion; none: the policy's end of sequence. Where nobody knows it (scoring without a
+    policy), a completion of exactly `target_length` tokens counts as cut."""
     difficulty: str | None = None
     """Dataset column with the share of right answers per prompt, such as `accuracy_score`, which
     `trl-rewards select --n 16` with reward `accuracy` writes."""
@@ -55,16 +56,23 @@ class TruncationPenalty(Shaper):
         if self.target_length < 1 or any(length < 1 for length in self.tiers.values()):
             raise ValueError(f"lengths must be at least 1, got {self.target_length} and {self.tiers}")
 
+        self._context = Context()
+
+    def setup(self, context: Context) -> None:
+        self._context = context  # a trainer gives it the tokenizer later
+
     def reads(self) -> tuple[str, ...]:
         return (self.difficulty,) if self.difficulty else ()
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         factor = {"paper": 0.0, "release": 0.1}[self.compat] if self.factor is None else self.factor
+        tokenizer = self._context.tokenizer
+        ends = self.end_tokens or ([] if tokenizer is None else [tokenizer.eos_token_id])
         ratios = samples[self.difficulty] if self.difficulty else [None] * len(samples)
         if len(samples.completion_ids) != len(samples):
             raise ValueError("these samples have no token ids: give a tokenizer (model_name_or_path) to count tokens")
         cut = [
-            truncated(ids, target_length(ratio, self.tiers, self.target_length), self.end_tokens)
+            truncated(ids, target_length(ratio, self.tiers, self.target_length), ends)
             for ids, ratio in zip(samples.completion_ids, ratios, strict=True)
         ]
         return rewards.where(~rewards.new_tensor(cut).bool(), rewards * factor)

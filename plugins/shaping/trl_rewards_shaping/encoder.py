@@ -1,4 +1,4 @@
-"""Texts as vectors: what rewards that compare meanings have in common."""
+"""Texts as vectors: what R³ (https://huggingface.co/papers/2402.03469) and DR-IRL's similarity have in common."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def short_answers(lengths: Tensor, right: Tensor, group_size: int, most: float, 
     count = right.sum(dim=1, keepdim=True)
     lengths = lengths.double().view(-1, group_size)
     mean = (lengths * right).sum(dim=1, keepdim=True) / count.clamp(min=1)
-    lacking = (1 - lengths / mean.clamp(min=1)).clamp(min=0)  # 0 where there is no right answer: the mean is 0 then
+    lacking = (1 - lengths / mean.clamp(min=1)).clamp(min=0)
     penalty = most * (1 - (-lacking / tau).exp())
-    return -(penalty * (count > 0) * (mean > 0)).view(-1)
+    return -(penalty * (mean > 0)).view(-1)  # it is 0 without a right answer, or where all are empty
 
 
 class HarmoLength(Shaper):

@@ -1,4 +1,7 @@
-"""What a reward is held against: scores of reference answers to the same prompt, and a level made of them."""
+"""What a reward is held against: scores of reference answers to the same prompt, and a level made of them.
+
+PAR, https://huggingface.co/papers/2502.18770, and https://huggingface.co/papers/2402.00742
+"""
 
 from __future__ import annotations
 
