@@ -34,7 +34,8 @@ class Referencing(Drawing):
 def unshaped(recipe: Recipe) -> Recipe:
     """A recipe with the same sources and nothing behind them: shapers may read the column that is to be written."""
     sources = [replace(source, shape=[]) for source in recipe.rewards]
-    return replace(recipe, rewards=sources, combine=Spec("weighted_sum"), shape=[], advantage=None, pairs=None)
+    bare = replace(recipe, rewards=sources, combine=Spec("weighted_sum"), shape=[])
+    return replace(bare, advantage=None, pairs=None, filter=None)
 
 
 def column_names(sources: Sequence[str]) -> dict[str, str]:
