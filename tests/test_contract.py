@@ -44,10 +44,12 @@ REWARDS = {
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),
+    "latent_reward": ({}, {}),
     "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
+    "ppr": (SCRIPTED, {}),
     "regex_format": ({}, {}),
     "rouge_l": ({}, {"references": REFERENCES}),
     "think_answer_format": ({}, {}),
@@ -99,6 +101,7 @@ OBJECTIVES = {
 }
 ELSEWHERE = {
     "bertscore",
+    "perceptual",
     "polar",
     "prime",
     "rewardanything",

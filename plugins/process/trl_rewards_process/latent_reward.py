@@ -154,18 +154,22 @@ class LatentReward(StepReward, TrainableReward):
         returns = self._returns(batch)
         mine = range(world.rank, len(samples), world.size)
         found = self._factors_of(samples, self.steps_of(samples), mine)
-        factors = {row: values for share in world.gather_objects(found) for row, values in share.items()}
-        rows = [row for row in sorted(factors) if isinstance(factors[row], list) and factors[row]]
-        rows = [row for row in rows if not returns[row].isnan()]
-        if not rows:
+        every = {row: values for share in world.gather_objects(found) for row, values in share.items()}
+        factors = {
+            row: torch.tensor(values, device=learner.device)
+            for row, values in sorted(every.items())
+            if isinstance(values, list) and values and not returns[row].isnan()
+        }
+        if not factors:
             return {}
 
         def losses(part: list[int]) -> Tensor:
-            described = [torch.tensor(factors[row], device=learner.device) for row in part]
-            lengths = torch.tensor([len(row) for row in described], device=learner.device)
-            chosen = [row if picks[at] is None else row[picks[at]] for at, row in zip(part, described, strict=True)]
+            chosen = [factors[row] if picks[row] is None else factors[row][picks[row]] for row in part]
+            counts, lengths = (
+                torch.tensor([len(row) for row in rows], device=learner.device)
+                for rows in (chosen, [factors[row] for row in part])
+            )
             padded = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-            counts = torch.tensor([len(row) for row in chosen], device=learner.device)
             mask = torch.arange(padded.shape[1], device=learner.device) < counts[:, None]
             rewards = network(padded).squeeze(2)
             return decomposition_losses(rewards, mask, returns[part].to(rewards), lengths, self.unbiased)
@@ -173,8 +177,8 @@ class LatentReward(StepReward, TrainableReward):
         metrics: list[dict[str, float]] = []
         for _ in range(self.passes):
             # Drawn alike on all processes, which have the same random numbers here.
-            order = [rows[place] for place in torch.randperm(len(rows)).tolist()]
-            picks = {row: self._pick(len(factors[row])) for row in rows}
+            order = [list(factors)[place] for place in torch.randperm(len(factors)).tolist()]
+            picks = {row: self._pick(len(steps)) for row, steps in factors.items()}
             metrics.append(learner.learn(order, losses, world, self.mini_batch, self.mini_batch))
         return metrics[-1]
 

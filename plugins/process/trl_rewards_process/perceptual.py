@@ -193,7 +193,7 @@ class Perceptual(StepReward, InProcess):
         if not steps:
             return None
         features = self._features(steps)
-        values = combined(torch.stack([likeness(features, at) for at in milestones]))
+        values = combined(torch.stack([likeness(features, at) for at in milestones]).double())
         if self.differences:
             values = torch.cat([values[:1], values.diff()])
         return values.tolist() if values.isfinite().all() else Failed("the encoder's features are not finite")

@@ -134,13 +134,13 @@ class PPR(StepReward, JudgeReward):
         texts, around, principles, places = [], [], [], []
         for row in range(len(samples)):
             told = self._trajectory(samples, row)
-            whole = as_text(told)
+            whole = _transcript(told)
             said = [place for place, message in enumerate(told) if message["role"] == "assistant"]
             for step, place in enumerate(said):
                 if text := told[place]["content"]:
                     places.append((row, step))
                     texts.append(text)
-                    around.append({"so_far": as_text(told[:place]), "all": whole, "step": ""}[self.sees])
+                    around.append({"so_far": _transcript(told[:place]), "all": whole, "step": ""}[self.sees])
                     principles.append(_words(own[row]) or self._principles)
         return Samples(
             [samples.prompts[row] for row, _ in places],
@@ -179,6 +179,13 @@ def _by_row(
         failed[row] if row in failed and all(value is None for value in values) else values
         for row, values in enumerate(found)
     ]
+
+
+def _transcript(told: Sequence[dict[str, Any]]) -> str:
+    """Steps as one text; who said what, where not all is the assistant's."""
+    if all(message["role"] == "assistant" for message in told):
+        return "\n\n".join(message["content"] for message in told)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in told)
 
 
 def _shown(text: str) -> str:

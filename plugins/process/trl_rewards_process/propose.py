@@ -23,9 +23,9 @@ from trl_rewards_process.factors import CONFINED
 
 CANDIDATES_TEMPERATURE, SUMMARY_TEMPERATURE = 1.0, 0.3
 _SYSTEM = """\
-You design features for credit assignment. An assistant answers questions in steps, and is told at the end how good its \
-answer is. A small network shall learn from that what each step was worth, and it sees of a step only the numbers that \
-your function gives: its latent factors.
+You design features for credit assignment. An assistant answers questions in steps, and is told at the end how good \
+its answer is. A small network shall learn from that what each step was worth, and it sees of a step only the numbers \
+that your function gives: its latent factors.
 
 Write one Python function, in one fenced code block, with the standard library only:
 
