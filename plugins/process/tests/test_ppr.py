@@ -86,7 +86,7 @@ def test_each_turn_is_judged_after_what_came_before_it():
         found, shown = ask(judge, SEARCH, principles="Give numbers.", take="mean")
     assert [each["step"] for each in shown] == ["I look. \nfind(null)", "It has 717710."]
     assert "so_far" not in shown[0]
-    assert shown[1]["so_far"] == "assistant: I look. \nfind(null)\n\ntool: Oslo has 717710 people.  6,6"
+    assert shown[1]["so_far"] == 'assistant: "I look. \\nfind(null)"\ntool: "Oslo has 717710 people.  6,6"'
     assert {each["principles"] for each in shown} == {"Give numbers."}
     assert {each["prompt"] for each in shown} == {"How many?"}
     assert found == [pytest.approx((0 / 6 + 2 / 6) / 2)]  # no number in three, one number in three

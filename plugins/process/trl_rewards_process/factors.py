@@ -186,7 +186,7 @@ def _here(function: Factors) -> Callable[[list[tuple[str, list[str]]]], list[Fou
         for question, steps in rows:
             try:
                 found.append(checked(function(question, list(steps)), len(steps)) if steps else [])
-            except Exception as error:  # one odd text costs its row
+            except (Exception, SystemExit) as error:  # one odd text costs its row
                 found.append(Failed(f"a function of factors failed: {type(error).__name__}: {error}"))
         return found
 

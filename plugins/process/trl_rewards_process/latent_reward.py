@@ -109,6 +109,7 @@ class LatentReward(StepReward, TrainableReward):
 
         from trl_rewards.models import Learner
 
+        self.close()
         super().setup(context)
         self._factors = FactorSet(self.factors, context, self.sandbox, self.seconds)
         assert self._factors.width is not None
@@ -166,18 +167,19 @@ class LatentReward(StepReward, TrainableReward):
         def losses(part: list[int]) -> Tensor:
             chosen = [factors[row] if picks[row] is None else factors[row][picks[row]] for row in part]
             counts, lengths = (
-                torch.tensor([len(row) for row in rows], device=learner.device)
-                for rows in (chosen, [factors[row] for row in part])
+                torch.tensor([len(steps) for steps in each], device=learner.device)
+                for each in (chosen, [factors[row] for row in part])
             )
             padded = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
             mask = torch.arange(padded.shape[1], device=learner.device) < counts[:, None]
             rewards = network(padded).squeeze(2)
             return decomposition_losses(rewards, mask, returns[part].to(rewards), lengths, self.unbiased)
 
+        rows = list(factors)
         metrics: list[dict[str, float]] = []
         for _ in range(self.passes):
             # Drawn alike on all processes, which have the same random numbers here.
-            order = [list(factors)[place] for place in torch.randperm(len(factors)).tolist()]
+            order = [rows[place] for place in torch.randperm(len(rows)).tolist()]
             picks = {row: self._pick(len(steps)) for row, steps in factors.items()}
             metrics.append(learner.learn(order, losses, world, self.mini_batch, self.mini_batch))
         return metrics[-1]

@@ -7,6 +7,7 @@ prompt is ours: the released judges' own is not known to us.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -182,10 +183,11 @@ def _by_row(
 
 
 def _transcript(told: Sequence[dict[str, Any]]) -> str:
-    """Steps as one text; who said what, where not all is the assistant's."""
+    """Steps as one text. Where not all is the assistant's, a line for each, as JSON: it cannot put words into a tool's
+    mouth."""
     if all(message["role"] == "assistant" for message in told):
         return "\n\n".join(message["content"] for message in told)
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in told)
+    return "\n".join(f"{message['role']}: {json.dumps(message['content'], ensure_ascii=False)}" for message in told)
 
 
 def _shown(text: str) -> str:
