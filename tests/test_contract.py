@@ -45,12 +45,14 @@ REWARDS = {
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),
     "language_consistency": ({}, {}),
+    "latent_reward": ({}, {}),
     "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
     "r1_consistency": (SCRIPTED, {}),
     "r1_format": ({}, {}),
+    "ppr": (SCRIPTED, {}),
     "regex_format": ({}, {}),
     "repetition": ({"ngram_size": 1}, {}),
     "rlcr": ({}, {"answer": ANSWERS}),
@@ -138,6 +140,7 @@ OBJECTIVES = {
 ELSEWHERE = {
     "bertscore",
     "clause_similarity",
+    "perceptual",
     "polar",
     "prime",
     "relevance_r3",
