@@ -4,6 +4,14 @@ from trl_rewards import hookimpl
 
 
 @hookimpl
+def register_rewards():
+    return {
+        "prm": "trl_rewards_process.prm:PRM",
+        "reasonflux_prm": "trl_rewards_process.reasonflux:ReasonFluxPRM",
+    }
+
+
+@hookimpl
 def register_shapers():
     return {
         "prm_clip": "trl_rewards_process.clip_delta:PRMClip",
