@@ -99,8 +99,11 @@ OBJECTIVES = {
 }
 ELSEWHERE = {
     "bertscore",
+    "first_error",
     "polar",
     "prime",
+    "prm",
+    "reasonflux_prm",
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",

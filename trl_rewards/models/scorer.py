@@ -127,9 +127,7 @@ class Scorer:
             found = self._run(ids, functools.partial(self._batches, ids))
         return [[math.nan] * len(self.weights) if outputs is None else outputs for outputs in found]
 
-    def outputs_at(
-        self, ids: Sequence[list[int]], places: Sequence[Sequence[int]]
-    ) -> list[list[list[float]] | None]:
+    def outputs_at(self, ids: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[list[list[float]] | None]:
         """All K outputs at each of a row's `places`, which are indices of its tokens; None for a row that does not
         fit into memory. One forward pass for all places of a row, for models whose tokens see what is before them
         alone. Prefixes are not shared."""

@@ -17,7 +17,7 @@ SIZES = {
     "max_position_embeddings": 256,
     "initializer_range": 0.4,  # so that scores differ
 }
-REMOTE = '''
+REMOTE = """
 from torch import nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
@@ -36,7 +36,7 @@ class Steps(Qwen2PreTrainedModel):
     def forward(self, input_ids, attention_mask=None, use_cache=None):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return TokenClassifierOutput(logits=self.score(hidden))
-'''
+"""
 
 
 def sentencepiece_tokenizer():

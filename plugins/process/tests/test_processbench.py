@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import pytest
-
 from trl_rewards_process.processbench import Figures, best_threshold, figures, first_error, harmonic_mean, main
 
 CASES = json.loads((Path(__file__).parent / "process_cases.json").read_text())

@@ -6,6 +6,7 @@ from trl_rewards import hookimpl
 @hookimpl
 def register_rewards():
     return {
+        "first_error": "trl_rewards_process.first_error:FirstError",
         "prm": "trl_rewards_process.prm:PRM",
         "reasonflux_prm": "trl_rewards_process.reasonflux:ReasonFluxPRM",
     }

@@ -22,8 +22,8 @@ class Layout(NamedTuple):
 
     kind: Literal["answer", "turns", "text", "pieces"]
     """`answer`: a chat whose answer is all steps, each followed by the tag. `turns`: a chat in which each step is the
-    user's, and the tag the assistant's. `text`: plain text. `pieces`: token ids of question, steps and tags, which were
-    tokenised one by one."""
+    user's, and the tag the assistant's. `text`: plain text. `pieces`: question, steps and tags are tokenised one by
+    one."""
     tag: str
     """What follows a step. The score is read at its last token, in `turns` at the token before it."""
     words: tuple[str, str] | None = None
@@ -164,5 +164,5 @@ def _tokens(tokenizer: Any, text: str, ends: list[int], add_special_tokens: bool
         places = [len(part) - 1 if ids[: len(part)] == part else None for part in before]
     found = [place for place in places if place is not None]
     if len(found) < len(ends):
-        return Failed(f"no token ends where step {places.index(None) + 1} does: the tokenizer joins it to what follows")
+        return Failed(f"no token ends where step {places.index(None) + 1} does: one goes on beyond it")
     return Encoded(ids, found)

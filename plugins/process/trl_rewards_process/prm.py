@@ -64,8 +64,11 @@ class PRM(InProcess, StepReward):
             raise ValueError(f"system_prompt: format {self.format} has none; leave it out")
         if self.label != 1 and layout.words is not None:
             raise ValueError(f"label: format {self.format} reads words; leave it out")
-        given = {"tag": self.tag, "words": self.words and tuple(self.words), "system": self.system_prompt}
-        self._layout = layout._replace(**{name: value for name, value in given.items() if value is not None})
+        self._layout = layout._replace(
+            tag=self.tag or layout.tag,
+            words=(self.words[0], self.words[1]) if self.words is not None else layout.words,
+            system=self.system_prompt if self.system_prompt is not None else layout.system,
+        )
         self._scorer: Scorer | None = None
         self._context = Context()
 
@@ -89,7 +92,7 @@ class PRM(InProcess, StepReward):
             if not parts:
                 found[row] = []
                 continue
-            encoded = encode_steps(scorer.tokenizer, self._layout, question_of(samples, row), parts)
+            encoded = encode_steps(scorer.tokenizer, self._layout, question_of(samples.prompts[row]), parts)
             if isinstance(encoded, Failed):
                 found[row] = encoded
                 continue
@@ -165,9 +168,8 @@ class PRM(InProcess, StepReward):
         )
 
 
-def question_of(samples: Samples, row: int) -> str:
-    """The prompt as a process reward model reads it: a system message is the policy's own business."""
-    prompt = samples.prompts[row]
+def question_of(prompt: Any) -> str:
+    """A prompt as a process reward model reads it: a system message is the policy's own business."""
     return prompt if isinstance(prompt, str) else as_text([m for m in prompt if m.get("role") != "system"])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from trl_rewards import RecipeError, RewardError, Samples, StepReward, load_reward
+from trl_rewards import RecipeError, Reward, RewardError, Samples, StepReward, load_reward
 
 Steps = Sequence[float | None] | None
 """A row's scores; None for a step, or a row, without one."""
@@ -53,7 +53,7 @@ def harmonic_mean(error: float, correct: float) -> float:
 
 
 def figures(rows: Sequence[Steps], labels: Sequence[int], threshold: float) -> Figures:
-    """How often the first wrong step is found at a threshold. ValueError where right or wrong solutions are lacking."""
+    """How often the first wrong step is found at a threshold. ValueError without right or without wrong solutions."""
     predicted = [first_error(row, threshold) for row in rows]
     found: dict[bool, list[bool]] = {True: [], False: []}
     for guess, label in zip(predicted, labels, strict=True):
@@ -77,8 +77,9 @@ def best_threshold(rows: Sequence[Steps], labels: Sequence[int]) -> float:
     wrong = np.array([label != -1 for label in labels])
     above, up_to = np.full(len(labels), np.inf), np.full(len(labels), -np.inf)  # of a row without scores: none
     for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        before = None if row is None else list(row if label == -1 else row[: label + 1])
-        if before and all(score is not None for score in before):
+        decisive = [] if row is None else row if label == -1 else row[: label + 1]
+        before = [score for score in decisive if score is not None]
+        if before and len(before) == len(decisive):
             above[index] = -np.inf if label == -1 else before.pop()
             up_to[index] = min(before, default=np.inf)
     highest = up_to[np.isfinite(up_to)]
@@ -101,6 +102,17 @@ def score_rows(reward: StepReward, rows: Sequence[dict[str, Any]]) -> list[Steps
     )
     found = reward.score_steps(samples, [list(row["steps"]) for row in rows])
     return [values if isinstance(values, list) else None for values in found]
+
+
+def reward_of(words: str, option: str) -> Reward:
+    """A reward of an entry as under `rewards:` in a recipe. RewardError that begins with `option` if it is none."""
+    import yaml
+
+    entry = yaml.safe_load(words)
+    entry = {"use": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not entry.keys() <= {"use", "with"} or "use" not in entry:
+        raise RewardError(f"{option}: a name or {{use: …, with: {{…}}}}, got {words!r}")
+    return load_reward(entry["use"], **entry.get("with") or {})
 
 
 def evaluate(reward: StepReward, entry: str, data: str, out: Path, batch_size: int) -> dict[str, list[dict[str, Any]]]:
@@ -137,9 +149,7 @@ def report(found: dict[str, Figures], threshold: float) -> str:
     """The figures as a table in lines."""
     lines = [f"threshold {threshold:g}", f"{'':16} F1  wrong  right   rows  missing"]
     for split, each in found.items():
-        lines.append(
-            f"{split:14} {each.f1:4.1%} {each.error:6.1%} {each.correct:6.1%} {each.rows:6} {each.missing:8}"
-        )
+        lines.append(f"{split:14} {each.f1:4.1%} {each.error:6.1%} {each.correct:6.1%} {each.rows:6} {each.missing:8}")
     if len(found) > 1:
         lines.append(f"{'mean':14} {fmean(each.f1 for each in found.values()):4.1%}")
     return "\n".join(lines)
@@ -148,8 +158,6 @@ def report(found: dict[str, Figures], threshold: float) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     import tempfile
-
-    import yaml
 
     parser = argparse.ArgumentParser(
         prog="python -m trl_rewards_process.processbench",
@@ -164,20 +172,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="file that keeps the scores")
     given = parser.parse_args(words)
     try:
-        entry = yaml.safe_load(given.reward)
-        entry = {"use": entry} if isinstance(entry, str) else entry
-        reward = load_reward(entry["use"], **entry.get("with") or {})
+        reward = reward_of(given.reward, "--reward")
         if not isinstance(reward, StepReward):
-            raise RewardError(f"--reward: {entry['use']!r} scores no steps")
+            raise RewardError(f"--reward: {given.reward!r} scores no steps")
         with tempfile.TemporaryDirectory() as scratch:
             out = given.out or Path(scratch, "scores.jsonl")
-            rows = evaluate(reward, json.dumps(entry), given.data, out, given.batch_size)
+            rows = evaluate(reward, given.reward, given.data, out, given.batch_size)
         if given.search and given.search not in rows:
             raise RewardError(f"--search: no split {given.search!r} (there is {', '.join(rows)})")
         scores = {split: [line["scores"] for line in lines] for split, lines in rows.items()}
         labels = {split: [line["label"] for line in lines] for split, lines in rows.items()}
-        chosen = given.search
-        threshold = best_threshold(scores[chosen], labels[chosen]) if chosen else given.threshold
+        split, threshold = given.search, given.threshold
+        if split:
+            threshold = best_threshold(scores[split], labels[split])
         print(report({split: figures(scores[split], labels[split], threshold) for split in rows}, threshold))
     except (RewardError, RecipeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

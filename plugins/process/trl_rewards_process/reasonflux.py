@@ -63,13 +63,11 @@ def _plus(found: Any, final: list[float | None] | Score, alpha: float) -> Any:
         return found
     if not isinstance(final, list):
         return final
-    (value,) = final
-    if value is None:
-        return Failed("the trajectory is longer than the model's context")
+    value = alpha * sum(each for each in final if each is not None)  # of one step, or none
     if not isinstance(found, list):
-        return found + alpha * value
+        return found + value
     last = max((index for index, each in enumerate(found) if each is not None), default=None)
-    return [each + alpha * value if index == last else each for index, each in enumerate(found)]
+    return [each + value if index == last else each for index, each in enumerate(found)]
 
 
 def step_rewards(logits: Tensor, mask: Tensor) -> list[list[float]]:
