@@ -51,7 +51,7 @@ LAYOUTS: dict[str, Layout] = {
     "shepherd": Layout("text", " ки", ("+", "-"), numbered=True),
     # https://huggingface.co/RLHFlow/Llama3.1-8B-PRM-Deepseek-Data
     "rlhflow": Layout("turns", "+", ("+", "-")),
-    # PRMTrainer of TRL up to 1.12, with its default separator
+    # PRMTrainer of TRL up to 1.13, with its default separator
     "trl": Layout("pieces", "\n", after_question=""),
     "yes_no": Layout("text", "", ("Yes", "No"), after_question="\n"),
 }
