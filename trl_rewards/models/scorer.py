@@ -206,10 +206,9 @@ class Scorer:
             texts = [ids[row] for row in chosen]
             tokens, mask = padded(texts, self._pad, device)
             hidden = self.head.backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-            at = torch.tensor(
-                [[index, place] for index, row in enumerate(chosen) for place in places[row]], device=hidden.device
-            )
-            outputs = self.head.read(hidden[at[:, 0], at[:, 1]].float()).cpu()
+            at = [(index, place) for index, row in enumerate(chosen) for place in places[row]]
+            index, place = torch.tensor(at, dtype=torch.long, device=hidden.device).view(-1, 2).unbind(dim=1)
+            outputs = self.head.read(hidden[index, place].float()).cpu()
             by_row = outputs.split([len(places[row]) for row in chosen])
             yield chosen, [found.tolist() for found in by_row], sum(map(len, texts))
 
