@@ -248,8 +248,10 @@ def test_options_that_mean_nothing_are_refused(options, said):
 
 
 def test_models_of_another_shape_are_refused(policy_path, shepherd, token_classifier):
-    with pytest.raises(RewardError, match="is no token classifier that scores steps: its checkpoint has no weights"):
+    with pytest.raises(RewardError, match=r"tag: '<extra_0>' is \d+ tokens .* in another format than qwen"):
         prm(policy_path, "qwen")
+    with pytest.raises(RewardError, match="is no token classifier that scores steps: its checkpoint has no weights"):
+        prm(policy_path, "trl")
     with pytest.raises(RewardError, match="needs a chat template"):
         prm(shepherd, "rlhflow")
     with pytest.raises(RewardError, match="words: 'Yes' is 2 tokens"):

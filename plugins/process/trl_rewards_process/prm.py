@@ -106,11 +106,14 @@ class PRM(InProcess, StepReward):
                 readable[row] = Encoded(encoded.ids[: places[-1] + 1], places)
         outputs = scorer.outputs_at([each.ids for each in readable.values()], [e.places for e in readable.values()])
         for (row, each), output in zip(readable.items(), outputs, strict=True):
-            values = [place[self._output] for place in output] if output is not None else [math.nan]
+            if output is None:
+                found[row] = Failed(f"out of memory for its {len(each.ids)} tokens")
+                continue
+            values = [place[self._output] for place in output]
             if not all(map(math.isfinite, values)):
-                found[row] = Failed("out of memory for its tokens" if output is None else f"the model says {values}")
+                found[row] = Failed(f"the model's scores are {values}")
             else:
-                found[row] = [*values, *[None] * (len(steps[row]) - len(each.places))]
+                found[row] = [*values, *[None] * (len(steps[row]) - len(values))]
         if self._context.log_metric:
             for name, value in (scorer.metrics | {"beyond_context": beyond / max(count, 1)}).items():
                 self._context.log_metric(f"{self.display_name}/{name}", value)
@@ -134,6 +137,12 @@ class PRM(InProcess, StepReward):
         config, tokenizer = load_config(loading, "process reward model"), load_tokenizer(loading)
         if self._layout.is_chat and tokenizer.chat_template is None:
             raise RewardError(f"format {self.format} needs a chat template, which {self.path!r} lacks")
+        tag = tokenizer(self._layout.tag, add_special_tokens=False)["input_ids"]
+        if self._layout.kind == "answer" and len(tag) != 1:
+            raise RewardError(
+                f"tag: {self._layout.tag!r} is {len(tag)} tokens to {self.path!r}, which was trained with another tag, "
+                f"or in another format than {self.format}"
+            )
         for word in self._layout.words or ():
             if len(ids := tokenizer(word, add_special_tokens=False)["input_ids"]) != 1:
                 raise RewardError(f"words: {word!r} is {len(ids)} tokens to {self.path!r}; give one that is a token")
