@@ -140,7 +140,7 @@ class PRM(InProcess, StepReward):
         tag = tokenizer(self._layout.tag, add_special_tokens=False)["input_ids"]
         if self._layout.kind == "answer" and len(tag) != 1:
             raise RewardError(
-                f"tag: {self._layout.tag!r} is {len(tag)} tokens to {self.path!r}, which was trained with another tag, "
+                f"tag: {self._layout.tag!r} is {len(tag)} tokens to {self.path!r}, which knows another, "
                 f"or in another format than {self.format}"
             )
         for word in self._layout.words or ():
