@@ -259,6 +259,10 @@ def _calls(message: Message) -> list[tuple[str, Any]]:
     return [(function["name"], function.get("arguments")) for function in functions if function.get("name")]
 
 
+def _whole(text: str) -> list[str]:
+    return [text]
+
+
 def _between(separator: re.Pattern[str], text: str) -> list[str]:
     found = list(separator.finditer(text))
     starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
