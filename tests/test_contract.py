@@ -63,24 +63,42 @@ SHAPERS = {
 }
 TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
 COMBINERS = {
+    "armorm": {},
     "bleu_rm": {},
+    "harmonic": {},
+    "lagrangian": {"thresholds": {"a": 0.5, "b": 0.25}},
+    "log_and": {"of": "margins"},
+    "max": {},
     "mean": {},
+    "mean_minus_std": {},
     "median": {},
     "min": {},
     "normalize_then_sum": {},
     "product": {},
+    "trimmed": {},
+    "uwo": {},
     "weighted_sum": {},
 }
 ADVANTAGES = {
     "batch_norm": {},
     "bnpo": {},
     "center": {},
+    "didi": {},
+    "dler": {},
     "gae": {},
     "group_norm": {},
+    "grpo_s": {},
     "leave_one_out": {},
+    "leave_one_out_norm": {},
+    "optimal_baseline": {},
+    "pass_at_k": {"k": 2},
+    "pref_grpo": {},
     "prime_grpo": {"whiten": False},  # whitening takes the mean of all tokens away, which is 0 but for the rounding
     "prime_reinforce": {},
     "prime_rloo": {"whiten": False},
+    "reinforce_plus_plus": {},
+    "reinforce_plus_plus_baseline": {},
+    "stable_reinforce": {},
 }
 SELECTORS = {"easy": {}, "hard": {}, "medium": {}, "random": {}}
 SLOW = {"accuracy", "model"}

@@ -9,6 +9,7 @@ Shapes: N rows after gather, K sources, T completion tokens, G group size.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Score = float | None | Failed
 """One row's score: a number, None for "no opinion", Failed for "could not say". The last two are holes."""
@@ -42,6 +45,10 @@ class Context:
     """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
+    rollout_logps: Callable[[str, Sequence[Sequence[int]], Sequence[Sequence[int]]], list[Tensor]] | None = None
+    """(which, prompts' ids, completions' ids) -> per row the (T,) float32 log-probabilities of the completion's tokens
+    in this process's batch, by "policy", which wrote them, or by the trainer's "reference". Only where a source's
+    `asks_logps` says so."""
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
@@ -76,6 +83,9 @@ class Component:
         """The name it has in the recipe, for metrics and messages; its class's where it has none."""
         return getattr(self, "__name__", type(self).__name__.lower())
 
+    def check_sources(self, names: Sequence[str]) -> None:
+        """ValueError if an option names a source that is not among these, all of the recipe's. Called early."""
+
     def setup(self, context: Context) -> None:
         """Load what is heavy. Called once per process, before the policy is loaded."""
 
@@ -105,6 +115,10 @@ class Reward(Component):
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
         return False
+
+    def asks_logps(self) -> tuple[str, ...]:
+        """Of "policy" and "reference": whose log-probabilities of a rollout it asks `context.rollout_logps` for."""
+        return ()
 
     def score(self, samples: Samples) -> list[Score]:
         """One score per row: a float, None for "no opinion", or Failed(reason)."""
@@ -177,8 +191,16 @@ class TokenReward(Reward):
 class TrainableReward(Reward):
     """A reward that learns while the policy does. It owns its optimiser and keeps both in `state_dict`."""
 
+    def learns_first(self) -> bool:
+        """Whether it learns from a batch before the scores that the policy is trained on are made: it is asked for
+        scores, told of the batch, and asked again."""
+        return False
+
     def update(self, batch: RewardBatch) -> dict[str, float]:
-        """Learn from a scored batch; the returned metrics are logged."""
+        """Learn from a scored batch; the returned metrics are logged.
+
+        A row whose reward is NaN takes no part in the training. One that learns first has no rewards yet: they are 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
 
 
@@ -198,7 +220,8 @@ class Scores(NamedTuple):
 class Status:
     """What a cell of `Scores.status` says."""
 
-    OK, ABSTAINED, FAILED, TIMEOUT = range(4)
+    OK, ABSTAINED, FAILED, TIMEOUT, SKIPPED = range(5)
+    """SKIPPED: the source was not asked, since the row did not pass its `only_if`."""
 
 
 class RewardBatch(NamedTuple):
@@ -224,6 +247,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    left_out: Tensor | None = None
+    """(N,) whether the recipe's filter leaves a row's group out of the training; None without a filter."""
     traces: list[dict[str, Any]] | None = None
     """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 
@@ -236,6 +261,25 @@ class Combiner(Component):
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, scores, samples)")
+
+
+class Unweighted(Combiner):
+    """A combiner that takes its sources as members, all alike: a weight of 0 is watched, any other counts."""
+
+    def check_weights(self, weights: Sequence[float]) -> None:
+        name = self.display_name
+        if min(weights) < 0:
+            raise ValueError(
+                f"combine: {name!r} knows no negative weight (got {min(weights):g}); turn that source with "
+                "`shape: [{use: scale, with: {factor: -1.0}}]`, or use weighted_sum"
+            )
+        if len({weight for weight in weights if weight}) > 1:
+            logger.warning("combine: %s takes every weight above 0 for 1", name)
+
+    def members(self, scores: Scores) -> Tensor:
+        """The columns with a weight other than 0, (N, K'); all of them if every weight is 0."""
+        used = scores.weights != 0
+        return scores.values[:, used] if used.any() else scores.values
 
 
 class Shaper(Component):

@@ -70,9 +70,9 @@ def load_splits(
 
     if name.startswith(BUNDLED):
         try:
-            return bundled.load_data(name.removeprefix(BUNDLED))
+            return bundled.load_data(name.removeprefix(BUNDLED), config)
         except ValueError as error:
-            raise RecipeError([f"{option}: {error}"]) from None
+            raise RecipeError([f"{'dataset_config' if config else option}: {error}"]) from None
     path = Path(resolve_path(name, base_dir))
     if path.is_file():
         return _read_files({"train": path}, streaming, option)

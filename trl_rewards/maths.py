@@ -19,6 +19,18 @@ def group_mean(rewards: Tensor, group_size: int) -> Tensor:
     return means.repeat_interleave(group_size)
 
 
+def staying_groups(
+    outcomes: Tensor, lengths: Tensor, group_size: int, low: float, high: float, limit: int | None = None
+) -> Tensor:
+    """(N / G,) whether each group's mean outcome is in [low, high], and none of its N lengths is `limit` or more.
+
+    Bounds are inclusive. Holes do not count; a group without an outcome does not stay.
+    """
+    means = outcomes.double().view(-1, group_size).nanmean(dim=1)
+    staying = (means >= low) & (means <= high)
+    return staying if limit is None else staying & (lengths.view(-1, group_size) < limit).all(dim=1)
+
+
 def std(rewards: Tensor, ddof: int = 1) -> Tensor:
     """Standard deviation over the last dimension, holes left out: (…, n) -> (…,) float64.
 
@@ -60,6 +72,59 @@ def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tenso
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps
     return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)
+
+
+def standardized(values: Tensor, eps: float = 1e-8, ddof: int = 1, weights: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the batch: (N,) -> (N,) float64; holes stay NaN, 0 where nothing differs.
+
+    `weights` (N,) count a value so many times: with lengths these are the moments over tokens.
+    """
+    import torch
+
+    numbers, holes = values.double(), values.isnan()
+    size = (torch.ones_like(numbers) if weights is None else weights.double()).masked_fill(holes, 0.0)
+    found = numbers.masked_fill(holes, 0.0)
+    total = size.sum()
+    mean = (found * size).sum() / total.clamp(min=1e-300)
+    variance = ((found - mean).square() * size).sum() / (total - ddof).clamp(min=1)
+    result = (numbers - mean) * (variance + eps).rsqrt()
+    return result.masked_fill(~holes & (std(numbers) == 0), 0.0)
+
+
+def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    """Σ_k w_k s_k, with weights renormalised over what is there where a row has holes.  (N,)
+
+    `values` are (N, K), NaN for holes; `weights` (K,), or (N, K) where rows have their own.
+
+    What is renormalised is how far the row's scores are from their group means m_k: a row with holes gets
+    Σ_k w_k m_k + (Σ|w| / Σ_there |w|) · Σ_there w_k (s_k - m_k), so it stands where its other sources put it. Raw
+    scores would not do: scaled up, a penalty in [-1, 0] or with a negative weight would make failing the best thing to
+    do. A source without any score in the group is left out of the group, whose totals are scaled to all weights.
+
+    A row on which only sources of weight 0 have a score is NaN, unless all weights are 0.
+    """
+    import torch
+
+    there = ~values.isnan()
+    used = weights != 0  # 0 · inf is no number
+    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
+    if there.all():
+        return plain
+    size = weights.abs().expand_as(values)
+    groups = values.view(-1, group_size, values.shape[1])
+    group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
+    means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
+    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
+    deviations = (values - means).masked_fill(~(there & used), 0.0)
+    total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
+    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
+    return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
+
+
+def _scale(there: Tensor, size: Tensor) -> Tensor:
+    """Σ|w| / Σ_there |w| of each row, 1 where nothing is there."""
+    present = (there * size).sum(dim=1)
+    return (size.sum(dim=1) / present.masked_fill(present == 0, 1.0)).masked_fill(present == 0, 1.0)
 
 
 def whiten_masked(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:

@@ -1,8 +1,9 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `dataset` and
-`base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig`
-and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
+`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
+`DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
+sources.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from yaml.constructor import ConstructorError
 
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
+from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
@@ -41,6 +43,7 @@ OWN_KEYS = (
     "pairs",
     "objective",
     "share_base",
+    "filter",
     "dataset",
     "base_dir",
 )
@@ -65,8 +68,8 @@ class TrainerKind:
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), _WITH_TOKENS),
-    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), _WITH_TOKENS),
+    "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
+    "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
         _PIPELINE_KEYS,
@@ -91,8 +94,7 @@ class Spec:
         return {"use": self.use} | ({"with": self.options} if self.options else {})
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(self.options.items()))
-        return f"{self.use}({options})" if options else self.use
+        return f"{self.use}({_options_text(self.options)})" if self.options else self.use
 
 
 @dataclass
@@ -105,7 +107,7 @@ class SourceSpec(Spec):
     path: str = ""
     """Where the user wrote it: `rewards[0]`, `reward_funcs[0]` or `reward_model_name_or_path`."""
     running: dict[str, Any] = field(default_factory=dict)
-    """timeout, retries, max_failures, concurrency, isolate, cache, on_missing: those the recipe sets."""
+    """timeout, retries, max_failures, concurrency, isolate, cache, on_missing, only_if: those the recipe sets."""
 
 
 @dataclass
@@ -141,6 +143,7 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
+    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
 
     @classmethod
@@ -197,6 +200,7 @@ class Recipe:
             + Spec.__str__(source)
             + "".join(f"|{shaper}" for shaper in source.shape)
             + (f"|missing:{source.running['on_missing']}" if "on_missing" in source.running else "")
+            + (f"|only_if:{_one_line(source.running['only_if'])}" if "only_if" in source.running else "")
             for source in self.rewards
         )
         parts = [f"trainer:{self.trainer}"]
@@ -205,6 +209,7 @@ class Recipe:
             parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
             parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
+            parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
@@ -464,6 +469,9 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         shape=_parse_shape(raw.get("shape"), "shape", problems),
         advantage=_parse_advantage(raw.get("advantage"), trainer, problems),
         pairs=_parse_pairs(raw.get("pairs"), problems) if trainer == "dpo" else None,
+        filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
+        if raw.get("filter") is not None
+        else None,
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -525,6 +533,16 @@ _RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
     "max_failures": ("a share from 0 to 1", lambda value: _real(value) and 0 <= value <= 1),
     "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
     "isolate": ("true or false", lambda value: isinstance(value, bool)),
+    "only_if": (
+        "{source: name, at_least: number}, with `otherwise: number` or without",
+        lambda value: (
+            isinstance(value, dict)
+            and {"source", "at_least"} <= set(value) <= {"source", "at_least", "otherwise"}
+            and isinstance(value["source"], str)
+            and all(_real(number) for key, number in value.items() if key != "source" and number is not None)
+            and value["at_least"] is not None
+        ),
+    ),
     "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),
 }
 _SOURCE_KEYS = ("use", "as", "weight", "with", "shape", *_RUNNING)
@@ -612,10 +630,31 @@ def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
     return PairOptions()
 
 
+def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> GroupFilter | None:
+    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(f"filter: must be a mapping of options, such as {{source: accuracy}}, got {entry!r}")
+        return None
+    found = [problem.replace("with", "filter", 1) for problem in check_options(GroupFilter, entry)]
+    source = entry.get("source")
+    if isinstance(source, str) and source not in names:
+        found.append(f"filter.source: no source {source!r}{did_you_mean(source, names)}; there is {', '.join(names)}")
+    if not found:
+        try:
+            return GroupFilter(**entry)
+        except ValueError as error:
+            found = [f"filter: {error}"]
+    problems += found
+    return None
+
+
 def _pairs_text(pairs: PairOptions) -> str:
     """The options that are not the defaults."""
-    set_ = {name: value for name, value in vars(pairs).items() if value != getattr(PairOptions(), name)}
-    return ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(set_.items())) or "best_worst"
+    defaults = PairOptions()
+    return _options_text({k: v for k, v in vars(pairs).items() if v != getattr(defaults, k)}) or "best_worst"
+
+
+def _options_text(options: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(options.items()))
 
 
 def _parse_dataset(entry: Any, problems: list[str]) -> DatasetSpec:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         sample_candidates,
         stream,
     )
-    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
+    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
     from trl_rewards.models.untrusted import without_thinking
@@ -72,6 +72,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "default_budget": "scorer",
     "load_config": "pretrained",
     "longest_text": "scorer",
+    "padded_rollout": "scorer",
     "parts": "learner",
     "api_key": "http",
     "VllmSampler": "sampling",
@@ -133,6 +134,7 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "longest_text",
+    "padded_rollout",
     "parts",
     "sample_candidates",
     "stream",
