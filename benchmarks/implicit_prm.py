@@ -88,7 +88,7 @@ def main() -> None:
 
     def span(name: str) -> str:
         values = [found[name] for found in runs]
-        return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
     seconds = statistics.fmean(found["seconds"] for found in runs)
     others = ", ".join(f"{name} {span(name)}" for name in CHOICES if name != "sum")
