@@ -45,20 +45,38 @@ REWARDS = {
     "exact_match": ({}, {"answer": ANSWERS}),
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),
+    "language_consistency": ({}, {}),
     "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
+    "r1_consistency": (SCRIPTED, {}),
+    "r1_format": ({}, {}),
     "regex_format": ({}, {}),
+    "repetition": ({"ngram_size": 1}, {}),
+    "rlcr": ({}, {"answer": ANSWERS}),
     "rouge_l": ({}, {"references": REFERENCES}),
     "think_answer_format": ({}, {}),
 }
+REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]})
 SHAPERS = {
+    "centered": REFERENCED,
     "clip": ({"low": -1.0, "high": 1.0}, {}),
-    "par": ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]}),
+    "fitted_polynomial": REFERENCED,
+    "harmo_length": ({"max_penalty": 0.5, "tau": 0.3}, {}),
+    "linear_length_penalty": ({"free": 2}, {}),
+    "logsigmoid_centered": REFERENCED,
+    "par": REFERENCED,
+    "running_clip": ({}, {}),
+    "running_minmax": ({}, {}),
     "scale": ({"factor": 2.0, "offset": 1.0}, {}),
     "sigmoid": ({}, {}),
     "tanh": ({}, {}),
+    "tanh_ref": REFERENCED,
+    "truncation_penalty": (
+        {"target_length": 5, "difficulty": "ratio", "tiers": {0.5: 2}},
+        {"ratio": [0.0, 0.6, 1.0, None, 0.5, 0.2]},
+    ),
     "whiten": ({}, {}),
 }
 TOKEN_SHAPERS = {"prime_norm": {}, "prm_clip": {"eta": 0.5}, "prm_delta": {}, "renorm": {"outcome": "a"}}
@@ -77,6 +95,8 @@ COMBINERS = {
     "product": {},
     "trimmed": {},
     "uwo": {},
+    "r1_reward": {"accuracy": "a"},
+    "uncertainty_weight": {},
     "weighted_sum": {},
 }
 ADVANTAGES = {
@@ -119,9 +139,11 @@ OBJECTIVES = {
 OUTCOME_OBJECTIVES = {"implicit_prm_ce": {}}
 ELSEWHERE = {
     "bertscore",
+    "clause_similarity",
     "implicit_prm",
     "polar",
     "prime",
+    "relevance_r3",
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",

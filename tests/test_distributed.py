@@ -45,7 +45,9 @@ class Rank(Reward):
 def pipeline(combine, advantage):
     return Pipeline(
         [
-            Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean"),
+            Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean", shape=[
+                load_shaper("running_clip"), load_shaper("running_minmax"),
+            ]),
             Source("rank", Rank(), Schedule.parse(0.5), shape=[load_shaper("par", references="refs")]),
             Source("gated", Words(), Schedule.parse(0.1), only_if=Gate("rank", 0.5)),
         ],
@@ -92,8 +94,10 @@ def _close(first, second) -> None:
     for name in first:
         for mine, theirs in zip(first[name][:2], second[name][:2], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-6, nan_ok=True), name
-        assert first[name][2]["shape.0"] == pytest.approx(second[name][2]["shape.0"]), name
         assert all(first[name][2][path] == second[name][2][path] for path in ("combine", "advantage")), name
+        assert first[name][2].keys() == second[name][2].keys()
+        for path in ("shape.0", "rewards.words.shape.0", "rewards.words.shape.1"):
+            assert first[name][2][path] == pytest.approx(second[name][2][path]), (name, path)
 
 
 def result_of(done) -> dict:

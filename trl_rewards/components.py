@@ -285,6 +285,11 @@ class Unweighted(Combiner):
 class Shaper(Component):
     """Bends a reward: (N,) -> (N,). NaN rows stay NaN and take no part in statistics."""
 
+    def affine(self) -> bool:
+        """Whether it makes a · r + b of r, with the same a > 0 and b for all rows of a prompt: a group z-score undoes
+        that, and a warning says so."""
+        return False
+
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
 
@@ -316,6 +321,10 @@ class Advantage(Component):
     def passes_over(self) -> tuple[str, ...]:
         """Parts of a recipe that it does not see, of "combine" and "shape": a warning says so where they are set."""
         return ()
+
+    def undoes_affine(self) -> bool:
+        """Whether a · r + b, with the same a > 0 and b for all rows of a prompt, gives the advantages of r."""
+        return False
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")

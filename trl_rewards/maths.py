@@ -6,6 +6,7 @@ round-off of a float32 mean over a constant group, divided by its round-off devi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,38 @@ def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
     """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
     (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
     return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
+
+
+class RunningMoments:
+    """Count, mean and deviation of all values seen so far, merged batch by batch (Chan et al.); holes left out."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def update(self, rewards: Tensor) -> None:
+        """Take in a batch (N,)."""
+        there = rewards[~rewards.isnan()].double()
+        if not there.numel():
+            return
+        mean, count = there.mean().item(), self.count + there.numel()
+        delta = mean - self.mean
+        self.mean += delta * there.numel() / count
+        self.squares += (there - mean).square().sum().item() + delta**2 * self.count * there.numel() / count
+        self.count = count
+
+    def std(self, ddof: int = 0) -> float:
+        """Deviation of what was seen, the population's or, with `ddof` 1, the sample's. 0.0 of equal values, and of
+        fewer than ddof + 1."""
+        if self.count <= ddof:
+            return 0.0
+        deviation = math.sqrt(self.squares / (self.count - ddof))
+        return deviation if deviation > 1e-12 * abs(self.mean) else 0.0  # less is round-off: rewards are float32
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
 
 
 def column_values(values: Sequence[Any]) -> Any:

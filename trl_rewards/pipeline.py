@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import logging
 import os
 from collections.abc import Generator, Sequence
@@ -146,6 +147,23 @@ class Pipeline:
             if isinstance(error, RecipeError):
                 raise
             raise RecipeError([str(error)], recipe.source) from error
+
+    def warn_of_undone_shapers(self) -> None:
+        """For trainers whose advantages are z-scores within groups: affine shapers that no other follows do nothing.
+
+        A source's own are among them where it is the only one.
+        """
+        steps = [(f"shape.{index}", shaper) for index, shaper in enumerate(self.shape)]
+        if len(self.sources) == 1:
+            (source,) = self.sources
+            own = [(f"rewards.{source.name}.shape.{index}", shaper) for index, shaper in enumerate(source.shape)]
+            steps = own + steps
+        for path, _ in itertools.takewhile(lambda step: step[1].affine(), reversed(steps)):
+            logger.warning(
+                "%s changes nothing: it scales and shifts all rewards of a prompt alike, which the z-score within "
+                "groups undoes. Leave it out, or set `advantage: {use: center}`",
+                path,
+            )
 
     @property
     def names(self) -> list[str]:

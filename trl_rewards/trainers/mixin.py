@@ -123,6 +123,8 @@ class PipelineMixin(_Trainer):
                 raise ValueError(f"{source.name!r} asks for the reference's log-probabilities: beta 0 has none")
         if args.reward_weights is not None:
             raise ValueError("reward_weights goes with reward_funcs; with a pipeline each source has its own weight")
+        if pipeline.advantage is not None and pipeline.advantage.undoes_affine():
+            pipeline.warn_of_undone_shapers()
         if args.save_strategy == "steps" and args.save_steps >= 1:
             per_generation = args.steps_per_generation * args.num_iterations
             if (args.save_steps * args.gradient_accumulation_steps) % per_generation:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from trl_rewards_advantages import register_advantages
 from trl_rewards_advantages.dler import mixed_groups
-from trl_rewards_advantages.grpo_s import hardness_scale, responsiveness_scale, similarity
+from trl_rewards_advantages.grpo_s import hardness_scale, responsiveness_scale
 from trl_rewards_advantages.leave_one_out_norm import others_std
 from trl_rewards_advantages.pass_at_k import pass_at_k
 from trl_rewards_advantages.pref_grpo import win_rates
@@ -235,12 +235,6 @@ def test_scaled_advantages_are_as_recorded():
     found = run("grpo_s", rewards, 4, options=options, hardness=hardness, demo=demo)
     assert found == close(wanted["scaled_adv"])
     assert run("grpo_s", rewards, 4, options={"eps": 0.0}) == close(wanted["grpo_adv_std_ddof1"])
-
-
-def test_clause_similarity_is_as_recorded():
-    case = CASES["09_similarity"]
-    found = similarity(*(torch.tensor(case["inputs"][key]) for key in ("gen_clause_emb", "demo_clause_emb")))
-    assert found.item() == close(case["outputs"]["W"])
 
 
 def test_scales_of_outliers_alone_or_of_nothing_are_1():

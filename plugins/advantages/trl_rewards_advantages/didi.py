@@ -32,6 +32,9 @@ class DiDi(Advantage):
         if not self.eps >= 0:
             raise ValueError(f"eps must be at least 0, got {self.eps}")
 
+    def undoes_affine(self) -> bool:
+        return self.limit is None
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         rewards = batch.rewards if self.limit is None else batch.rewards.clamp(-self.limit, self.limit)
         return zscore(rewards, batch.scores.group_size, self.eps, self.ddof).nan_to_num(nan=0.0)

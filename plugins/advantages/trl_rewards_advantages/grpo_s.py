@@ -11,16 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def similarity(generated: Tensor, demonstrated: Tensor) -> Tensor:
-    """Mean over generated clauses of the highest cosine with a clause of the demonstration: (K, H), (L, H) -> ().
-
-    A prompt's hardness is 1 less this.
-    """
-    from torch.nn.functional import normalize
-
-    return (normalize(generated, dim=1) @ normalize(demonstrated, dim=1).T).amax(dim=1).mean()
-
-
 def hardness_scale(hardness: Tensor, mean: Tensor) -> Tensor:
     """σ(δ) / σ(mean δ of the category): (N,), (N,) -> (N,); 1 at the mean."""
     return hardness.sigmoid() / mean.sigmoid()
@@ -79,6 +69,9 @@ class GRPOS(Advantage):
 
     def reads(self) -> tuple[str, ...]:
         return tuple(name for name in (self.hardness, self.category, self.demo_reward) if name is not None)
+
+    def undoes_affine(self) -> bool:
+        return self.demo_reward is None
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         found = zscore(batch.rewards, batch.scores.group_size, self.eps, self.ddof)

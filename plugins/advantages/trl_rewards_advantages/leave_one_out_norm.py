@@ -50,5 +50,8 @@ class LeaveOneOutNorm(Advantage):
         if not self.floor > 0:
             raise ValueError(f"floor must be above 0, got {self.floor}")
 
+    def undoes_affine(self) -> bool:
+        return True
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         return leave_one_out_zscore(batch.rewards, batch.scores.group_size, self.floor).nan_to_num(nan=0.0)
