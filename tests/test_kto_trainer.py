@@ -80,6 +80,7 @@ def arguments(tmp_path):
 def fit(cls, model, arguments, resume=None, rows=ROWS, **options):
     from datasets import Dataset
 
+    torch.manual_seed(arguments.seed)  # TRL 1.14 draws LoRA's weights from wherever the stream is
     trainer = cls(model=model, args=arguments, train_dataset=Dataset.from_list(rows), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, [line for line in trainer.state.log_history if "loss" in line]
