@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
-    from trl_rewards.models.untrusted import without_thinking
+    from trl_rewards.models.untrusted import fenced, without_thinking
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
@@ -81,6 +81,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
+    "fenced": "untrusted",
     "keep_4bit_unpacked": "pretrained",
     "load_embedder": "embedding",
     "load_pretrained": "pretrained",
@@ -126,6 +127,7 @@ __all__ = [
     "checkpoint_weights",
     "default_budget",
     "extract_json",
+    "fenced",
     "keep_4bit_unpacked",
     "load_config",
     "load_embedder",
