@@ -21,6 +21,7 @@ from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_objective,
+    check_outcome_objective,
     check_reward,
     check_selector,
     check_shaper,
@@ -137,9 +138,11 @@ OBJECTIVES = {
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
+OUTCOME_OBJECTIVES = {"implicit_prm_ce": {}}
 ELSEWHERE = {
     "bertscore",
     "clause_similarity",
+    "implicit_prm",
     "perceptual",
     "first_error",
     "polar",
@@ -165,7 +168,7 @@ TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather"
         ("shaper", SHAPERS | TOKEN_SHAPERS),
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
-        ("objective", OBJECTIVES),
+        ("objective", OBJECTIVES | OUTCOME_OBJECTIVES),
         ("selector", SELECTORS),
         ("tool", TOOLS),
     ],
@@ -187,6 +190,11 @@ def test_components_that_are_checked_elsewhere_are(name, check):
 def test_objective_keeps_its_contract(name):
     options, columns = OBJECTIVES[name]
     check_objective(load_objective(name, **options), **columns)
+
+
+@pytest.mark.parametrize("name", sorted(OUTCOME_OBJECTIVES))
+def test_objective_of_outcomes_keeps_its_contract(name):
+    check_outcome_objective(load_objective(name, **OUTCOME_OBJECTIVES[name]))
 
 
 @pytest.mark.parametrize(
