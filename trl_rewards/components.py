@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
 
 from trl_rewards.errors import RewardError
@@ -40,6 +40,8 @@ class Context:
     """transformers.TrainerState, or None offline."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
+    sources: Mapping[str, Reward] = field(default_factory=dict)
+    """The recipe's reward sources by name, for a source that asks another one. Not all may be set up yet."""
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
@@ -176,8 +178,20 @@ class TrainableReward(Reward):
     """A reward that learns while the policy does. It owns its optimiser and keeps both in `state_dict`."""
 
     def update(self, batch: RewardBatch) -> dict[str, float]:
-        """Learn from a scored batch; the returned metrics are logged."""
+        """Learn from a scored batch; the returned metrics are logged.
+
+        Every process has the whole batch, with the columns that `reads` names, and calls it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
+
+    def holds_back(self, batch: RewardBatch) -> bool:
+        """Whether the policy should not learn from this batch: its advantages are then 0. Asked before `update`, on
+        every process, which must say the same. GRPO, RLOO and PPO ask; DPO does not."""
+        return False
+
+    def check_running(self, running: Mapping[str, Any]) -> None:
+        if running.get("isolate"):
+            raise ValueError("isolate: its processes would score with models of their own, which do not learn")
 
 
 class Scores(NamedTuple):
