@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts
-    from trl_rewards.models.options import InProcess
+    from trl_rewards.models.options import InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -80,6 +80,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "default_budget": "scorer",
     "load_config": "pretrained",
     "longest_text": "scorer",
+    "nested_options": "options",
     "outcomes_of": "learner",
     "parts": "learner",
     "shown_text": "encoding",
@@ -147,6 +148,7 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "longest_text",
+    "nested_options",
     "outcomes_of",
     "parts",
     "sample_candidates",
