@@ -98,7 +98,9 @@ OBJECTIVES = {
     ),
 }
 ELSEWHERE = {
+    "adversarial",
     "bertscore",
+    "cooper",
     "polar",
     "prime",
     "rewardanything",

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig
 from trl_rewards_cotraining.adversarial import gate_opens
 from trl_rewards_cotraining.losses import hinge_loss, logistic_loss
 
-from trl_rewards import Context, Pipeline, RewardBatch, load_advantage, load_reward
+from trl_rewards import GRPOTrainer, Pipeline, Reward, RewardBatch, World, load_advantage, load_reward
 from trl_rewards.components import Scores
 from trl_rewards.scoring import Source
 from trl_rewards.testing import check_reward, make_samples
@@ -158,128 +161,112 @@ def test_wrong_options_are_refused(options, message):
         load_reward("adversarial", path="x", **options)
 
 
-RANKS = """
-import json, sys
-import torch
-from datasets import Dataset
-from trl import GRPOConfig
-from trl_rewards import GRPOTrainer, Pipeline, Reward, load_reward
-from trl_rewards.scoring import Source
-
-policy, model, folder, world = *sys.argv[1:4], int(sys.argv[4])
-checkpoint = sys.argv[5] if len(sys.argv) > 5 else None
-
-
 class Even(Reward):
+    """The rule: 1 where the number of tokens and the last one's id are both even, or both odd."""
+
     def score(self, samples):
-        return [float(sum(ids) % 2 == 0) for ids in samples.completion_ids]
+        return [float((len(ids) + ids[-1]) % 2 == 0) for ids in samples.completion_ids]
 
 
-learning = {"path": model, "learning_rate": 0.003, "micro_batch": 3}
-pipeline = Pipeline([
-    Source("cooper", load_reward("cooper", **learning, train="lora", negatives="group", outcome="even")),
-    Source("adversarial", load_reward("adversarial", **learning, update_mode="schedule", d_times=2)),
-    Source("even", Even()),
-], seed=5)
-args = GRPOConfig(
-    folder, per_device_train_batch_size=8 // world, num_generations=4, max_completion_length=6, max_steps=4,
-    learning_rate=1e-2, beta=0.0, logging_steps=1, bf16=False, use_cpu=True, report_to="none", loss_type="grpo",
-    save_strategy="steps", save_steps=1, gradient_checkpointing=False, temperature=1.0, top_k=0,
-    shuffle_dataset=False, seed=5, lr_scheduler_type="constant", remove_unused_columns=False)
-rows = {"prompt": [f"the cat ran {number} times" for number in range(16)], "answer": ["3"] * 16,
-        "references": ["the dog ran"] * 15 + [None]}
-torch.manual_seed(5)
-trainer = GRPOTrainer(policy, None, args, pipeline=pipeline, train_dataset=Dataset.from_dict(rows))
-if world > 1:  # every row says the same on every number of processes
-    pass
-seen = []
-calculate = trainer._generate_and_score_completions
+def both(path, **options):
+    """Both rewards that learn, and the rule."""
+    learning = {"path": path, "learning_rate": 0.003, "micro_batch": 2}
+    return Pipeline(
+        [
+            Source("cooper", load_reward("cooper", **learning, train="lora", negatives="group", outcome="even")),
+            Source("adversarial", load_reward("adversarial", **learning, **options)),
+            Source("even", Even()),
+        ],
+        seed=5,
+    )
 
 
-def spy(inputs):
-    output = calculate(inputs)
-    seen.append(output["advantages"].abs().sum().item())
-    return output
+def sums(pipeline):
+    state = pipeline.state_dict()
+    return {
+        f"{path} {name}": weight.double().abs().sum().item()
+        for path in ("rewards.cooper", "rewards.adversarial")
+        for name, weight in state[path]["weights"].items()
+    }
 
 
-trainer._generate_and_score_completions = spy
-trainer.train(resume_from_checkpoint=checkpoint)
-state = pipeline.state_dict()
-sums = {f"{path} {name}": weight.double().abs().sum().item()
-        for path in ("rewards.cooper", "rewards.adversarial") for name, weight in state[path]["weights"].items()}
-sums |= {name: weight.detach().double().abs().sum().item()
-         for name, weight in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
-if trainer.accelerator.process_index == 0:
-    print("RESULT" + json.dumps([sums, seen, trainer.state.log_history]))
-"""
+def trained(policy, model, folder, checkpoint=None):
+    """Weights of policy and reward models after four steps, the advantages of each batch, and the logs."""
+    torch.manual_seed(5)
+    args = GRPOConfig(
+        folder, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, max_steps=4,
+        learning_rate=1e-2, beta=0.0, logging_steps=1, bf16=False, use_cpu=True, report_to="none", save_steps=2,
+        gradient_checkpointing=False, seed=5, lr_scheduler_type="constant", remove_unused_columns=False,
+    )  # fmt: skip
+    rows = {"prompt": [f"the cat ran {number} times" for number in range(16)], "answer": ["3"] * 16}
+    rows["references"] = ["the dog ran"] * 15 + [None]
+    pipeline = both(model, update_mode="schedule", d_times=2)
+    trainer = GRPOTrainer(policy, None, args, pipeline=pipeline, train_dataset=Dataset.from_dict(rows))
+    advantages = []
 
+    class Looks(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            advantages.append(trainer.last_advantages.abs().sum().item())
 
-def _result(done):
-    line = next(line for line in done.stdout.splitlines() if "RESULT" in line)
-    return json.loads(line.partition("RESULT")[2])
+    trainer.add_callback(Looks())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    policy_sums = {name: weight.double().abs().sum().item() for name, weight in trainer.model.state_dict().items()}
+    return sums(pipeline) | policy_sums, advantages, trainer.state.log_history
 
 
 @pytest.mark.slow
-def test_in_a_trainer_the_policy_waits_and_runs_resume_to_the_last_bit(
-    policy_path, reward_model_path, tmp_path, run_ranks
-):
-    one = str(tmp_path / "one")
-    straight, seen, logs = _result(run_ranks(RANKS, 1, policy_path, reward_model_path, one, "1"))
-    assert [total == 0 for total in seen] == [True, False, True, False]
+def test_in_a_trainer_the_policy_waits_and_runs_resume_to_the_last_bit(policy_path, reward_model_path, tmp_path):
+    straight, advantages, logs = trained(policy_path, reward_model_path, str(tmp_path))
+    assert [total == 0 for total in advantages] == [True, False, True, False]
     assert [log["rewards/adversarial/learns"] for log in logs if "loss" in log] == [1.0, 0.0, 1.0, 0.0]
-    resumed = run_ranks(RANKS, 1, policy_path, reward_model_path, one, "1", f"{one}/checkpoint-2")
-    assert _result(resumed)[0] == straight
+    assert [log["grad_norm"] == 0 for log in logs if "loss" in log] == [True, False, True, False]
+    resumed = trained(policy_path, reward_model_path, str(tmp_path), str(tmp_path / "checkpoint-2"))
+    assert resumed[0] == straight
 
 
-UPDATES = """
+def learnt(path, size):
+    """Weights and metrics after three batches, of which each of `size` processes brings its share of the rows."""
+    world, found = World.current(), []
+    pipeline = both(path, mini_batch=3)
+    for step in range(3):
+        rows = range(12)
+        everyone = make_samples(
+            [f"{'the ' * (row * 7 % 4)}cats sat {step}" for row in rows],
+            answer=["2"] * 12,
+            prompts=[f"what {row // 4}" for row in rows],
+            references=[None if row < 4 else f"{row // 4} dogs" for row in rows],
+            step=step,
+        )
+        mine = everyone.take(range(world.rank * 12 // size, (world.rank + 1) * 12 // size))
+        batch = pipeline.score(mine, 4, world)
+        found.append({"held": float(pipeline.holds_back(batch))} | pipeline.update(batch))
+    return [sums(pipeline), found]
+
+
+RANKS = """
 import json, sys
 import torch
-from trl_rewards import Pipeline, Reward, World, load_reward
-from trl_rewards.scoring import Source
-from trl_rewards.testing import make_samples
+torch.distributed.init_process_group("gloo")
+from accelerate import PartialState
+PartialState(cpu=True)
+sys.path.insert(0, sys.argv[2])
+from test_adversarial import World, learnt
 
-model, size = sys.argv[1], int(sys.argv[2])
-if size > 1:
-    torch.distributed.init_process_group("gloo")
-    from accelerate import PartialState
-    PartialState(cpu=True)
 world = World.current()
-
-
-class Even(Reward):
-    def score(self, samples):
-        return [float(int(text.split()[0]) % 2 == 0) for text in samples.texts]
-
-
-learning = {"path": model, "learning_rate": 0.003, "micro_batch": 2}
-pipeline = Pipeline([
-    Source("cooper", load_reward("cooper", **learning, train="lora", negatives="group", outcome="even")),
-    Source("adversarial", load_reward("adversarial", **learning, mini_batch=3)),
-    Source("even", Even()),
-], seed=5)
-found = []
-for step in range(3):
-    rows = range(12)
-    everyone = make_samples([f"{row * 7 % 12} cats sat {step}" for row in rows], answer=["2"] * 12, step=step,
-                            prompts=[f"what {row // 4}" for row in rows],
-                            references=[None if row < 4 else f"{row // 4} dogs" for row in rows])
-    mine = everyone.take(range(world.rank * 12 // size, (world.rank + 1) * 12 // size))
-    batch = pipeline.score(mine, 4, world)
-    held = pipeline.holds_back(batch)
-    found.append({"held": float(held)} | pipeline.update(batch))
-state = pipeline.state_dict()
-sums = {f"{path} {name}": weight.double().abs().sum().item()
-        for path in ("rewards.cooper", "rewards.adversarial") for name, weight in state[path]["weights"].items()}
-every = world.gather_objects([sums, found])
+assert world.size == 2
+found = learnt(sys.argv[1], 2)
+every = world.gather_objects(found)
 assert all(other == every[0] for other in every), "processes disagree"
 if world.rank == 0:
-    print("RESULT" + json.dumps([sums, found]))
+    print("RESULT" + json.dumps(found))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(reward_model_path, run_ranks):
-    one, two = (_result(run_ranks(UPDATES, ranks, reward_model_path, str(ranks))) for ranks in (1, 2))
+    done = run_ranks(RANKS, 2, reward_model_path, str(Path(__file__).parent))
+    two = json.loads(next(line for line in done.stdout.splitlines() if "RESULT" in line).partition("RESULT")[2])
+    one = learnt(reward_model_path, 1)
     for name, total in one[0].items():
         assert two[0][name] == pytest.approx(total, rel=1e-4, abs=1e-6), name
     for mine, theirs in zip(one[1], two[1], strict=True):
