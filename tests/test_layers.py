@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "trl_rewards"
 LAYERS = {  # module or package -> layer; a module imports at its top only what is on its own layer or below
     "errors": 0,
+    "filtering": 0,
     "events": 0,
     "samples": 0,
     "schedules": 0,
@@ -25,6 +26,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "hookspecs": 2,
     "plugins": 2,
     "loading": 3,
+    "steps": 2,
     "recipe": 3,
     "describe": 3,
     "scaffold": 3,
@@ -56,6 +58,7 @@ PUBLIC_MODULES = {
     "trl_rewards.models",
     "trl_rewards.passages",
     "trl_rewards.sandbox",
+    "trl_rewards.steps",
     "trl_rewards.testing",
     "trl_rewards.toolbox",
 }

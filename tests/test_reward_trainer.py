@@ -546,7 +546,7 @@ def test_a_recipe_trains_a_reward_model_that_model_then_scores_with(recipe, tmp_
 
 def test_a_recipe_without_an_objective_is_trl_s_own(recipe):
     trainer = train(recipe())
-    assert trainer.preference_objective is None
+    assert trainer.own_objective is None
     assert "objective:trl" in Recipe.load(recipe()).signature
 
 

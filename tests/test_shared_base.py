@@ -113,6 +113,18 @@ def test_using_an_adapter_leaves_everything_as_it_was(bases, adapter, training):
     assert state_of(policy) == before
 
 
+def test_layers_inside_a_plain_model_are_switched_off_too(bases):
+    policy = make_policy(bases["qwen2"])
+    inner = policy.get_base_model()
+    with using(policy, None):
+        without = policy(IDS).logits
+    before, adapted = state_of(policy), policy(IDS).logits
+    with using(inner, None):
+        torch.testing.assert_close(inner(IDS).logits, without)
+    assert state_of(policy) == before
+    assert not torch.allclose(adapted, without)
+
+
 def test_using_may_be_nested(bases):
     policy = make_policy(bases["qwen2"])
     before = state_of(policy)

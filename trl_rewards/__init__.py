@@ -10,6 +10,8 @@ from trl_rewards.components import (
     Combiner,
     Context,
     Objective,
+    OutcomeObjective,
+    Outcomes,
     Preferences,
     Reward,
     RewardBatch,
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
     from trl_rewards.plugins import load_plugins
     from trl_rewards.recipe import Recipe
     from trl_rewards.scoring import World
+    from trl_rewards.steps import StepReward
     from trl_rewards.trainers.dpo import DPOTrainer
     from trl_rewards.trainers.grpo import GRPOTrainer
+    from trl_rewards.trainers.kto import KTOTrainer
     from trl_rewards.trainers.ppo import PPOTrainer
     from trl_rewards.trainers.ppo_config import PPOConfig
     from trl_rewards.trainers.reward import RewardTrainer
@@ -62,10 +66,12 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_plugins": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
+    "StepReward": "steps",
     "World": "scoring",
     "PairOptions": "pairs",
     "DPOTrainer": "trainers.dpo",
     "GRPOTrainer": "trainers.grpo",
+    "KTOTrainer": "trainers.kto",
     "PPOConfig": "trainers.ppo_config",
     "PPOTrainer": "trainers.ppo",
     "RLOOTrainer": "trainers.rloo",
@@ -79,7 +85,10 @@ __all__ = [
     "DPOTrainer",
     "Failed",
     "GRPOTrainer",
+    "KTOTrainer",
     "Objective",
+    "OutcomeObjective",
+    "Outcomes",
     "PPOConfig",
     "PPOTrainer",
     "PairOptions",
@@ -98,6 +107,7 @@ __all__ = [
     "Scores",
     "Selector",
     "Shaper",
+    "StepReward",
     "TokenReward",
     "TokenShaper",
     "Tool",

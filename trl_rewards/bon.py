@@ -16,7 +16,7 @@ from typing import Any, Literal
 from trl_rewards.components import Context
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
-from trl_rewards.models.pretrained import Loading, default_device, free_memory, with_base
+from trl_rewards.models.pretrained import Loading, default_device, free_memory, load_tokenizer, with_base
 from trl_rewards.models.sampling import (
     TEMPLATE_COLUMNS,
     Sampled,
@@ -101,8 +101,10 @@ def best_of_n(config: str, overrides: Sequence[str], options: BestOf, loading: L
         raise RecipeError(problems, config)
 
     work = out.with_name(out.name + ".unfinished")
-    drawn = draw_candidates(dataset, options, complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
-    groups = score_candidates(dataset, drawn, pipeline, recipe, options, work / "scores.jsonl")
+    loading = complete(loading, path, recipe.base_dir)
+    drawn = draw_candidates(dataset, options, loading, work / "candidates.jsonl")
+    scores = work / "scores.jsonl"
+    groups = score_candidates(dataset, drawn, pipeline, recipe, options, scores, load_tokenizer(loading))
     rows, said = _rows(groups, options)
     if not rows:
         raise RecipeError([f"no rows to write: {said}"], config)
@@ -150,11 +152,11 @@ def score_candidates(
     recipe: Recipe,
     options: Drawing,
     work: Path,
-    counted: bool = True,
+    tokenizer: Any,
 ) -> list[Group]:
     """Every prompt with its scored candidates, n each. Each chunk that is scored is a line of `work`.
 
-    `counted`: whether the candidates have their token ids.
+    `tokenizer`: the one of their token ids; None where they have none.
     """
     from rich.progress import track
 
@@ -171,7 +173,8 @@ def score_candidates(
     groups: list[Group] = []
     try:
         if len(keeper.lines) < len(chunks):
-            pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir))
+            context = Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, tokenizer=tokenizer)
+            pipeline.setup(context)
         for number, chunk in enumerate(track(chunks, description="scoring", transient=True)):
             rows = [dataset[row] for row in chunk]
             ended = [each.ended for row in chunk for each in drawn[row]]
@@ -182,7 +185,7 @@ def score_candidates(
                     for row, index in zip(rows, chunk, strict=True)
                     for each in drawn[index]
                 ],
-                completion_ids=[each.ids for row in chunk for each in drawn[row]] if counted else [],
+                completion_ids=[each.ids for row in chunk for each in drawn[row]] if tokenizer is not None else [],
                 columns={name: [row[name] for row in rows for _ in range(options.n)] for name in names},
             )
             columns = [{name: row[name] for name in kept} for row in rows]

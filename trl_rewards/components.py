@@ -38,6 +38,8 @@ class Context:
     """Folder that relative paths of a recipe are relative to."""
     trainer_state: Any = None
     """transformers.TrainerState, or None offline."""
+    tokenizer: Any = None
+    """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
     sources: Mapping[str, Reward] = field(default_factory=dict)
@@ -177,10 +179,16 @@ class TokenReward(Reward):
 class TrainableReward(Reward):
     """A reward that learns while the policy does. It owns its optimiser and keeps both in `state_dict`."""
 
+    def learns_first(self) -> bool:
+        """Whether it learns from a batch before the scores that the policy is trained on are made: it is asked for
+        scores, told of the batch, and asked again."""
+        return False
+
     def update(self, batch: RewardBatch) -> dict[str, float]:
         """Learn from a scored batch; the returned metrics are logged.
 
-        Every process has the whole batch, with the columns that `reads` names, and calls it.
+        Every process has the whole batch, with the columns that `reads` names, and calls it. A row whose reward is NaN
+        takes no part in the training. One that learns first has no rewards yet: they are 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
 
@@ -236,6 +244,8 @@ class RewardBatch(NamedTuple):
     """(N, T) those of the reference, in PPO where it has one."""
     shaped: Tensor | None = None
     """(N, K) source scores as they entered the combiner: shaped, holes resolved where the recipe says so."""
+    left_out: Tensor | None = None
+    """(N,) whether the recipe's filter leaves a row's group out of the training; None without a filter."""
     traces: list[dict[str, Any]] | None = None
     """N mappings from sources to what their scores say of how they came about; None where no source says any."""
 
@@ -353,6 +363,8 @@ class Objective(Component):
     over a batch are those of one process's micro-batch unless it calls `Preferences.gather`.
     """
 
+    trainer: ClassVar[str] = "reward"
+    """The trainer, as recipes name it, whose batches it is given."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Of {"hidden", "prompt_hidden", "token_hidden"}: fields of Preferences that are only there on demand."""
     own_loss: ClassVar[bool] = False
@@ -387,6 +399,46 @@ class Objective(Component):
 
     def loss(self, batch: Preferences) -> Tensor:
         """() what is minimised; a mean over the pairs of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
+
+
+class Outcomes(NamedTuple):
+    """B answers with a label each, as the language model in training sees them, on this process."""
+
+    log_ratios: Tensor
+    """(B,) float32, with gradient: log-probability of the answer under the model less that under the reference, summed
+    over its tokens."""
+    labels: Tensor
+    """(B,) float32 in [0, 1]: 1 is right."""
+    columns: Mapping[str, Any]
+    """The columns that the objective reads: (B,) float32 tensors of numbers, NaN where there is none; else lists."""
+    step: int = 0
+    """Optimiser steps done, of `max_steps`."""
+    max_steps: int = 0
+    training: bool = True
+    """False while evaluating, when the objective's state must stay as it is."""
+
+
+class OutcomeObjective(Component):
+    """What a language model learns from answers that are labelled right or wrong, inside TRL's KTOTrainer.
+
+    β times the log-ratio of model and reference is an answer's implicit reward, whose mean over right and over wrong
+    answers is logged. The model and the reference are run once each per batch. `setup` gives `context.log_metric`, as
+    for an `Objective`.
+    """
+
+    trainer: ClassVar[str] = "kto"
+    """The trainer, as recipes name it, whose batches it is given."""
+
+    beta: float = 0.05
+    """β of the implicit reward β · (log π - log π_ref)."""
+
+    def __post_init__(self):
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}")
+
+    def loss(self, batch: Outcomes) -> Tensor:
+        """() what is minimised; a mean over the answers of the batch."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(self, batch)")
 
 
@@ -444,15 +496,16 @@ class Tool(Component):
         raise NotImplementedError(f"{type(self).__name__} must define call(self, input, call)")
 
 
-KINDS: dict[str, type[Component]] = {
-    "reward": Reward,
-    "combiner": Combiner,
-    "shaper": Shaper,
-    "advantage": Advantage,
-    "objective": Objective,
-    "selector": Selector,
-    "tool": Tool,
+KINDS: dict[str, tuple[type[Component], ...]] = {
+    "reward": (Reward,),
+    "combiner": (Combiner,),
+    "shaper": (Shaper,),
+    "advantage": (Advantage,),
+    "objective": (Objective, OutcomeObjective),
+    "selector": (Selector,),
+    "tool": (Tool,),
 }
+"""{kind: the classes one of which a component of that kind is made from}"""
 
 
 def looked_in(base_dir: str) -> str:

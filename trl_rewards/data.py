@@ -41,9 +41,18 @@ def load_recipe_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
         problems.append(f"dataset_train_split: no split {script.dataset_train_split!r} (there is {there})")
     if problems:
         raise RecipeError(problems, recipe.source)
-    needed = ("prompt",) if recipe.trains_policy else ("chosen", "rejected")
-    mapped = {name: map_columns(dataset, recipe.dataset, recipe.source, needed) for name, dataset in splits.items()}
+    mapped = {
+        name: map_columns(dataset, recipe.dataset, recipe.source, _needed(recipe, dataset.column_names))
+        for name, dataset in splits.items()
+    }
     return type(splits)(mapped)
+
+
+def _needed(recipe: Recipe, there: list[str] | None) -> tuple[str, ...]:
+    pairs = ("chosen", "rejected")
+    if recipe.trainer == "kto" and not set(pairs) <= set(there or ()):  # TRL makes labelled answers of pairs
+        return ("prompt", "completion", "label")
+    return ("prompt",) if recipe.trains_policy else pairs
 
 
 def load_splits(
@@ -61,9 +70,9 @@ def load_splits(
 
     if name.startswith(BUNDLED):
         try:
-            return bundled.load_data(name.removeprefix(BUNDLED))
+            return bundled.load_data(name.removeprefix(BUNDLED), config)
         except ValueError as error:
-            raise RecipeError([f"{option}: {error}"]) from None
+            raise RecipeError([f"{'dataset_config' if config else option}: {error}"]) from None
     path = Path(resolve_path(name, base_dir))
     if path.is_file():
         return _read_files({"train": path}, streaming, option)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from trl_rewards.components import KINDS, Advantage, Component, Reward, Tool
+from trl_rewards.components import KINDS, Advantage, Component, OutcomeObjective, Reward, Tool
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, option_types, options_of, type_name
 from trl_rewards.plugins import component_class, docstring, kinds, load_plugins
@@ -129,6 +129,10 @@ def _used(file: Any) -> dict[str, set[str]]:
     }
 
 
+def _trainer_of(objective: type[Component]) -> str:
+    return "kto" if issubclass(objective, OutcomeObjective) else "reward"
+
+
 def example(name: str, kind: str, cls: type[Component]) -> str:
     """The YAML, or command, that uses a component with its required options."""
     required = {o.name: f"<{o.name}>" for o in options_of(cls) if _default(o) is None}
@@ -142,7 +146,7 @@ def example(name: str, kind: str, cls: type[Component]) -> str:
         "shaper": f"  shape: [{use}]",
         "combiner": f"  combine: {use}",
         "advantage": f"  advantage: {use}",
-        "objective": f"  trainer: reward\n  objective: {use}",
+        "objective": f"  trainer: {_trainer_of(cls)}\n  objective: {use}",
         "selector": f"  trl-rewards select --selector {repr(use) if required else name} --count <count> …",
         "tool": f"  rewards:\n    - use: <a reward that uses tools>\n      with: {{tools: [{use}]}}",
     }.get(kind, f"  {use}")

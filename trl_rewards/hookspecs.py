@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from trl_rewards.components import Advantage, Combiner, Objective, Reward, Selector, Shaper, Tool
+    from trl_rewards.components import Advantage, Combiner, Objective, OutcomeObjective, Reward, Selector, Shaper, Tool
     from trl_rewards.recipe import Recipe
 
 PROJECT = "trl_rewards"  # plugin manager, marker and entry-point group share this name
@@ -46,8 +46,8 @@ def register_advantages() -> Mapping[str, type[Advantage] | str]:
 
 
 @hookspec
-def register_objectives() -> Mapping[str, type[Objective] | str]:
-    """Objectives of reward-model training, by the name that recipes with `trainer: reward` use under `objective:`."""
+def register_objectives() -> Mapping[str, type[Objective] | type[OutcomeObjective] | str]:
+    """Objectives, by the name that recipes with `trainer: reward` or `trainer: kto` use under `objective:`."""
     return {}
 
 

@@ -18,7 +18,6 @@ from trl_rewards.components import (
     Combiner,
     Component,
     Context,
-    Objective,
     Reward,
     Score,
     Selector,
@@ -72,8 +71,8 @@ def load_advantage(use: str, /, **options: Any) -> Advantage:
     return _load("advantage", use, options)
 
 
-def load_objective(use: str, /, **options: Any) -> Objective:
-    """An objective of reward-model training by name. Raises as `load_reward` does."""
+def load_objective(use: str, /, **options: Any) -> Any:
+    """An `Objective` of pairs or an `OutcomeObjective` of labelled answers by name. Raises as `load_reward` does."""
     return _load("objective", use, options)
 
 

@@ -19,6 +19,18 @@ def group_mean(rewards: Tensor, group_size: int) -> Tensor:
     return means.repeat_interleave(group_size)
 
 
+def staying_groups(
+    outcomes: Tensor, lengths: Tensor, group_size: int, low: float, high: float, limit: int | None = None
+) -> Tensor:
+    """(N / G,) whether each group's mean outcome is in [low, high], and none of its N lengths is `limit` or more.
+
+    Bounds are inclusive. Holes do not count; a group without an outcome does not stay.
+    """
+    means = outcomes.double().view(-1, group_size).nanmean(dim=1)
+    staying = (means >= low) & (means <= high)
+    return staying if limit is None else staying & (lengths.view(-1, group_size) < limit).all(dim=1)
+
+
 def std(rewards: Tensor, ddof: int = 1) -> Tensor:
     """Standard deviation over the last dimension, holes left out: (…, n) -> (…,) float64.
 

@@ -87,10 +87,12 @@ def score_dataset(
 
     device = default_device()
     base = _shared_base(recipe, device) if recipe.share_base else None
-    pipeline.setup(Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base))
+    tokenizer = policy_tokenizer(recipe)
+    pipeline.setup(
+        Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base, tokenizer=tokenizer)
+    )
     if base is not None:
         base.load()
-    tokenizer = policy_tokenizer(recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if is_group(final) else 0]  # the row and completion that end the file

@@ -27,8 +27,10 @@ from trl_rewards.components import (
     TrainableReward,
     resolve_path,
 )
-from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.errors import RecipeError, RewardError, did_you_mean
+from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import FunctionReward, as_reward, build, load_combiner
+from trl_rewards.maths import staying_groups
 from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
@@ -63,6 +65,7 @@ class Pipeline:
         signature: str = "",
         seed: int = 0,
         base_dir: str = ".",
+        filter: GroupFilter | None = None,
     ):
         self.sources = [source if isinstance(source, Source) else _plain(source) for source in sources]
         if not self.sources:
@@ -82,6 +85,9 @@ class Pipeline:
         """Folder that components' relative paths start from."""
         if advantage and len(self.sources) > 1 and (passed := self._passed_over(advantage)):
             logger.warning("advantage %s takes each source alone: it passes over %s", advantage.display_name, passed)
+        if filter and filter.source not in names:
+            raise ValueError(f"filter: no source {filter.source!r}{did_you_mean(filter.source, names)}")
+        self.filter = filter
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
 
@@ -125,6 +131,7 @@ class Pipeline:
                 signature=recipe.signature,
                 seed=int(recipe.trl.get("seed", 42)),
                 base_dir=recipe.base_dir,
+                filter=recipe.filter,
             )
         except ValueError as error:
             if isinstance(error, RecipeError):
@@ -178,13 +185,22 @@ class Pipeline:
             close_source(source)
 
     def score(
-        self, samples: Samples, group_size: int = 1, world: World | None = None, device: Any = "cpu"
+        self,
+        samples: Samples,
+        group_size: int = 1,
+        world: World | None = None,
+        device: Any = "cpu",
+        training: bool = False,
+        max_length: int | None = None,
     ) -> RewardBatch:
         """This rank's rows in, the gathered batch with its totals out. Every rank must call it.
 
-        Raises RewardError on all ranks if a source is broken on one, or fails more often than it may.
+        `training`: the filter leaves groups out, and rewards that learn first do so. `max_length`: tokens at which
+        completions are cut, which the filter may ask for. Raises RewardError on all ranks if a source is broken on
+        one, or fails more often than it may.
         """
         world = world or World.current()
+        local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
         values, status = world.gather(local.values), world.gather(local.status)
         reasons: list[list[str]] = [[] for _ in self.sources]
@@ -202,12 +218,19 @@ class Pipeline:
         weights = [source.weight.at(progress) for source in self.sources]
         raw = Scores(tuple(self.names), values, status, torch.tensor(weights, device=device), group_size)
         tokens = _gathered_tokens(local.tokens, samples, world, device)
+        left_out = self._left_out(raw, everyone, max_length) if training and self.filter else None
+        learnt: dict[str, float] = {}
+        if training and (first := [source for source in self.sources if learns_first(source.reward)]):
+            rewards = torch.zeros(len(everyone), device=device)
+            rewards = rewards if left_out is None else rewards.masked_fill(left_out, float("nan"))
+            learnt = self._learn(first, RewardBatch(rewards, raw, everyone, left_out=left_out))
+            raw, tokens = self._scored_again(first, raw, tokens, local_samples, world, device)
         with private_randomness(self.seed + samples.step):  # the same on every rank
             tokens = {k: self._shape_tokens(self.sources[k], values, raw, everyone) for k, values in tokens.items()}
-            shaped, rewards = self._combine(raw, tokens, everyone)
+            shaped, rewards = self._combine(raw, tokens, everyone, left_out)
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
-        self.metrics = self._measure(raw, rewards, local.seconds, world, device)
+        self.metrics = self._measure(raw, rewards, local.seconds, world, device) | learnt
         process = None
         if tokens:
             process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
@@ -217,6 +240,7 @@ class Pipeline:
             everyone,
             shaped=shaped,
             process_rewards=process,
+            left_out=left_out,
             traces=self._traces(local.traces, len(samples), world),
         )
 
@@ -247,10 +271,14 @@ class Pipeline:
     def update(self, batch: RewardBatch) -> dict[str, float]:
         """Let the sources that learn do so from a scored batch. Metrics, as `rewards/<source>/<metric>`.
 
-        Every rank must call it, and learns from the same batch with the same random numbers.
+        Those that learn first have done so while it was scored. Every rank must call it, and learns from the same
+        batch with the same random numbers.
         """
+        return self._learn([source for source in self.sources if not learns_first(source.reward)], batch)
+
+    def _learn(self, sources: Sequence[Source], batch: RewardBatch) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        for source in self.sources:
+        for source in sources:
             if isinstance(source.reward, TrainableReward):
                 with private_randomness(self.seed + batch.samples.step):
                     learnt = source.reward.update(batch)
@@ -307,8 +335,34 @@ class Pipeline:
                 values = bent.float()
         return values
 
+    def _left_out(self, raw: Scores, samples: Samples, max_length: int | None) -> torch.Tensor:
+        """(N,) whether the filter leaves a row's group out."""
+        assert self.filter is not None
+        outcomes = raw.values[:, raw.names.index(self.filter.source)]
+        limit = max_length if self.filter.truncated == "drop" else None
+        lengths = torch.tensor(samples.lengths if limit else [0] * len(samples), device=outcomes.device)
+        staying = staying_groups(outcomes, lengths, raw.group_size, self.filter.low, self.filter.high, limit)
+        return ~staying.repeat_interleave(raw.group_size)
+
+    def _scored_again(
+        self,
+        sources: Sequence[Source],
+        raw: Scores,
+        tokens: dict[int, torch.Tensor],
+        samples: Samples,
+        world: World,
+        device: Any,
+    ) -> tuple[Scores, dict[int, torch.Tensor]]:
+        """The batch's scores and token values with these sources' put in anew."""
+        local = score_sources(sources, samples, raw.group_size, world, device, self.seed)
+        values, status = raw.values.clone(), raw.status.clone()
+        columns = [self.sources.index(source) for source in sources]
+        values[:, columns], status[:, columns] = world.gather(local.values), world.gather(local.status)
+        anew = _gathered_tokens(local.tokens, samples, world, device)
+        return raw._replace(values=values, status=status), tokens | {columns[k]: found for k, found in anew.items()}
+
     def _combine(
-        self, raw: Scores, tokens: dict[int, torch.Tensor], samples: Samples
+        self, raw: Scores, tokens: dict[int, torch.Tensor], samples: Samples, left_out: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Source scores as they enter the combiner (N, K), and totals (N,)."""
         policies = [source.on_missing for source in self.sources]
@@ -316,6 +370,8 @@ class Pipeline:
         for k, shaped_tokens in tokens.items():
             rows = ~shaped_tokens.isnan().all(dim=1)
             values[rows, k] = shaped_tokens[rows].nansum(dim=1)
+        if left_out is not None:
+            values[left_out] = torch.nan
         # Rows to drop go first: they must enter no statistic on the way.
         kept = drop_rows(values, policies, raw.group_size)
         shaped = fill_holes(self._shape_sources(kept, samples), policies, raw.group_size)
@@ -350,6 +406,11 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
+
+
+def learns_first(reward: Reward) -> bool:
+    """Whether a reward learns from a batch before it scores it."""
+    return isinstance(reward, TrainableReward) and reward.learns_first()
 
 
 def _gathered_tokens(

@@ -223,7 +223,7 @@ def _declared(hook: str, kind: str, owner: str, declared: Any) -> list[Entry]:
             raise ValueError(f"{hook}: a name must be a non-empty string without '/' and ':', got {name!r}")
         wanted = KINDS.get(kind)
         if not isinstance(target, str) and wanted and not (isinstance(target, type) and issubclass(target, wanted)):
-            raise TypeError(f"{hook}: {name!r} must be a {wanted.__name__} class or 'module:Class', got {target!r}")
+            raise TypeError(f"{hook}: {name!r} must be a {_names(wanted)} class or 'module:Class', got {target!r}")
     return [Entry(kind, name, owner, target) for name, target in declared.items()]
 
 
@@ -239,9 +239,11 @@ def component_class(kind: str, use: str, base_dir: str = ".") -> Any:
         return found
     if kind == "reward" and callable(found) and not isinstance(found, type):
         return found
-    raise PluginError(
-        f"{use!r} is not a {wanted.__name__} class but {found!r}; subclass trl_rewards.{wanted.__name__}"
-    )
+    raise PluginError(f"{use!r} is not a {_names(wanted)} class but {found!r}; subclass trl_rewards.{_names(wanted)}")
+
+
+def _names(classes: tuple[type[Component], ...]) -> str:
+    return " or ".join(cls.__name__ for cls in classes)
 
 
 def load_target(target: str, base_dir: str = ".") -> Any:

@@ -1,8 +1,9 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `dataset` and
-`base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or `DatasetMixtureConfig`
-and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
+`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
+`DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
+sources.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from yaml.constructor import ConstructorError
 
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
+from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
@@ -41,6 +43,7 @@ OWN_KEYS = (
     "pairs",
     "objective",
     "share_base",
+    "filter",
     "dataset",
     "base_dir",
 )
@@ -65,8 +68,8 @@ class TrainerKind:
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", _PIPELINE_KEYS, ("sequence", "token"), _WITH_TOKENS),
-    "rloo": TrainerKind("trl:RLOOConfig", _PIPELINE_KEYS, ("sequence",), _WITH_TOKENS),
+    "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
+    "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
         _PIPELINE_KEYS,
@@ -76,6 +79,7 @@ TRAINERS = {
     ),
     "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
     "reward": TrainerKind("trl:RewardConfig", ("objective",)),
+    "kto": TrainerKind("trl:KTOConfig", ("objective",)),
 }
 
 
@@ -90,8 +94,7 @@ class Spec:
         return {"use": self.use} | ({"with": self.options} if self.options else {})
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(self.options.items()))
-        return f"{self.use}({options})" if options else self.use
+        return f"{self.use}({_options_text(self.options)})" if self.options else self.use
 
 
 @dataclass
@@ -140,6 +143,7 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
+    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
 
     @classmethod
@@ -184,7 +188,7 @@ class Recipe:
 
     @property
     def trains_policy(self) -> bool:
-        """Whether rewards train a policy; otherwise the recipe trains a reward model."""
+        """Whether rewards train a policy; otherwise the dataset says what is good, to train a reward model on."""
         return "rewards" in TRAINERS[self.trainer].keys
 
     @property
@@ -204,6 +208,7 @@ class Recipe:
             parts += [f"shape:{'|'.join(map(str, self.shape))}"] if self.shape else []
             parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
+            parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
@@ -427,7 +432,8 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     flat = {key: value for key, value in raw.items() if key not in OWN_KEYS}
     if isinstance(resume := flat.get("resume_from_checkpoint"), bool):  # a path for TRL, or a word for us
         flat["resume_from_checkpoint"] = str(resume).lower()
-    entries = _sources_of_trl_keys(flat, problems) if trainer != "reward" else {}
+    takes_rewards = trainer not in TRAINERS or "rewards" in TRAINERS[trainer].keys
+    entries = _sources_of_trl_keys(flat, problems) if takes_rewards else {}
     own = raw.get("rewards", [])
     if not isinstance(own, list):
         problems.append(f"rewards: must be a list of sources (`- use: name`), got {type(own).__name__}")
@@ -450,8 +456,9 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
     if not isinstance(raw.get("share_base", False), bool):
         problems.append(f"share_base: must be true or false, got {raw['share_base']!r}")
     dataset = _parse_dataset(raw.get("dataset"), problems)
-    if trainer == "reward" and (dataset.chat or dataset.system_prompt):
-        problems.append("dataset: chat and system_prompt make chat prompts; preference pairs must be chats already")
+    if not takes_rewards and (dataset.chat or dataset.system_prompt):
+        rows = "preference pairs" if trainer == "reward" else "labelled answers"
+        problems.append(f"dataset: chat and system_prompt make chat prompts; {rows} must be chats already")
     recipe = Recipe(
         source=source,
         base_dir=str(raw.get("base_dir", base_dir)),
@@ -461,6 +468,9 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         shape=_parse_shape(raw.get("shape"), "shape", problems),
         advantage=_parse_advantage(raw.get("advantage"), trainer, problems),
         pairs=_parse_pairs(raw.get("pairs"), problems) if trainer == "dpo" else None,
+        filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
+        if raw.get("filter") is not None
+        else None,
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -609,10 +619,31 @@ def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
     return PairOptions()
 
 
+def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> GroupFilter | None:
+    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(f"filter: must be a mapping of options, such as {{source: accuracy}}, got {entry!r}")
+        return None
+    found = [problem.replace("with", "filter", 1) for problem in check_options(GroupFilter, entry)]
+    source = entry.get("source")
+    if isinstance(source, str) and source not in names:
+        found.append(f"filter.source: no source {source!r}{did_you_mean(source, names)}; there is {', '.join(names)}")
+    if not found:
+        try:
+            return GroupFilter(**entry)
+        except ValueError as error:
+            found = [f"filter: {error}"]
+    problems += found
+    return None
+
+
 def _pairs_text(pairs: PairOptions) -> str:
     """The options that are not the defaults."""
-    set_ = {name: value for name, value in vars(pairs).items() if value != getattr(PairOptions(), name)}
-    return ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(set_.items())) or "best_worst"
+    defaults = PairOptions()
+    return _options_text({k: v for k, v in vars(pairs).items() if v != getattr(defaults, k)}) or "best_worst"
+
+
+def _options_text(options: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}:{_one_line(value)}" for name, value in sorted(options.items()))
 
 
 def _parse_dataset(entry: Any, problems: list[str]) -> DatasetSpec:
@@ -684,7 +715,9 @@ def check_components(recipe: Recipe) -> list[str]:
     if recipe.share_base and not recipe.trl.get("use_peft"):
         problems.append("share_base: the base must stay as it is, so the policy trains LoRA on it; set use_peft: true")
     if recipe.objective:
-        make("objective", recipe.objective, "objective")
+        objective = make("objective", recipe.objective, "objective")
+        if objective is not None and recipe.trainer in ("reward", "kto") and objective.trainer != recipe.trainer:
+            problems.append(f"objective: {recipe.objective.use!r} {_LEARNS_FROM[objective.trainer]}")
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
@@ -698,6 +731,12 @@ def check_components(recipe: Recipe) -> list[str]:
                     f"advantage: {recipe.advantage.use!r} is made of process rewards, and no source scores tokens"
                 )
     return problems
+
+
+_LEARNS_FROM = {
+    "reward": "learns from preference pairs (chosen, rejected); use trainer: reward",
+    "kto": "learns from answers with a label each (prompt, completion, label); use trainer: kto",
+}
 
 
 def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:

@@ -473,16 +473,18 @@ def _checked_cells(source: Source, found: Any, part: Samples) -> list[Cell]:
         raise RewardError(
             f"reward {source.name!r} returned {len(found)} rows of token values for {len(part)} completions"
         )
-    return [_checked_tokens(source.name, values, ids) for values, ids in zip(found, part.completion_ids, strict=True)]
+    lengths = part.lengths if part.completion_ids else [None] * len(part)
+    return [_checked_tokens(source.name, values, length) for values, length in zip(found, lengths, strict=True)]
 
 
-def _checked_tokens(name: str, values: Any, ids: list[int]) -> Cell:
+def _checked_tokens(name: str, values: Any, length: int | None) -> Cell:
     if values is None or isinstance(values, Failed | int | float):  # a hole, or a score of the row as a whole
         return _checked_score(name, values)
-    if len(values) != len(ids):
+    if len(values) != length:
+        tokens = "a completion without token ids" if length is None else f"a completion of {length} tokens"
         raise RewardError(
-            f"reward {name!r} returned {len(values)} token values for a completion of {len(ids)} tokens; return one "
-            "per token, None where nothing is said of it, or None for no opinion on the row"
+            f"reward {name!r} returned {len(values)} token values for {tokens}; return one per token, None where "
+            "nothing is said of it, or None for no opinion on the row"
         )
     scores = [_checked_score(name, value) for value in values]
     if failed := next((score for score in scores if isinstance(score, Failed)), None):

@@ -16,7 +16,7 @@ from trl_rewards.bon import Drawing, complete, draw_candidates, refused_names, s
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build
-from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.models.sampling import Sampled
 from trl_rewards.offline import is_group, policy_tokenizer, split_of, token_ids
 from trl_rewards.pairs import Sampling, or_none
@@ -95,17 +95,17 @@ def select_rows(recipe: Recipe, options: Selecting, loading: Loading, out: Path)
         raise RecipeError([f"no row is left of {len(whole)}: {left_out}"], recipe.source)
     rows = mapped.select(kept)
 
-    tokenizer = None
     if options.completions:
         tokenizer = policy_tokenizer(recipe)
         drawn = recorded(rows, options.completions, tokenizer, recipe.source)
         options, rows = replace(options, n=len(drawn[0])), rows.remove_columns(options.completions)
         author = f"column `{options.completions}`"
     else:
-        drawn = draw_candidates(rows, options, complete(loading, path, recipe.base_dir), work / "candidates.jsonl")
+        loading = complete(loading, path, recipe.base_dir)
+        tokenizer = load_tokenizer(loading)
+        drawn = draw_candidates(rows, options, loading, work / "candidates.jsonl")
         author = f"{options.n} per prompt by {path}, {vars(options.sampling)}"
-    counted = tokenizer is not None or not options.completions
-    groups = score_candidates(rows, drawn, pipeline, recipe, options, work / "scores.jsonl", counted)
+    groups = score_candidates(rows, drawn, pipeline, recipe, options, work / "scores.jsonl", tokenizer)
 
     scores = [mean(candidate.total for candidate in group.candidates) for group in groups]
     chosen = selector.select(scores, options.count, options.seed)

@@ -124,14 +124,14 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
         "trust_remote_code": training_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         # TRL makes a 4-bit reward model's score head bf16, which then meets hidden states of the model's dtype.
-        "dtype": "bfloat16" if quantization and not recipe.trains_policy else model_args.dtype,
+        "dtype": "bfloat16" if quantization and recipe.trainer == "reward" else model_args.dtype,
     } | (training_args.model_init_kwargs or {})
     model = data.model_path(model_args.model_name_or_path, recipe.base_dir)
     if recipe.trainer == "ppo" and training_args.critic_model_name_or_path:
         critic = data.model_path(training_args.critic_model_name_or_path, recipe.base_dir)
         _check_model("critic_model_name_or_path", critic, None, training_args.trust_remote_code, recipe.source)
         training_args.critic_model_name_or_path = critic
-    if recipe.objective is None:  # an objective may bring an architecture of its own
+    if recipe.trainer != "reward" or recipe.objective is None:  # one of pairs may bring an architecture of its own
         remote = training_args.trust_remote_code
         _check_model("model_name_or_path", model, model_args.model_revision, remote, recipe.source)
     try:
@@ -178,7 +178,7 @@ def _pipeline(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
 
 
 def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
-    from trl_rewards.trainers.reward import missing_columns, objective_of
+    from trl_rewards.trainers.objectives import missing_columns, objective_of
 
     objective = objective_of(recipe)
     ours = {"objective": objective, "signature": recipe.signature, "base_dir": recipe.base_dir}
@@ -189,7 +189,7 @@ def _peft_config(model_args: Any, recipe: Recipe) -> Any:
     """TRL's LoRA settings; a reward model's must train its score head too, which PEFT does for this task type."""
     from trl import get_peft_config
 
-    if not recipe.trains_policy and "lora_task_type" not in recipe.trl:
+    if recipe.trainer == "reward" and "lora_task_type" not in recipe.trl:
         model_args.lora_task_type = "SEQ_CLS"
     return get_peft_config(model_args)
 

@@ -24,11 +24,11 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
         what = f"{len(recipe.rewards)} sources ({', '.join(pipeline.names)})"
         missing_columns = pipeline.missing_columns
     else:
-        from trl_rewards.trainers import reward
+        from trl_rewards.trainers import objectives
 
-        objective = reward.objective_of(recipe)
+        objective = objectives.objective_of(recipe)
         what = f"objective {recipe.objective or 'of TRL'}"
-        missing_columns = functools.partial(reward.missing_columns, objective)
+        missing_columns = functools.partial(objectives.missing_columns, objective)
     lines = [f"{config}: trainer {recipe.trainer}, {what}"]
     needed = "policy" if recipe.trains_policy else "model"
     problems = [] if model.model_name_or_path else [f"model_name_or_path: a {needed} is needed"]

@@ -23,14 +23,23 @@ def model_path(name: str = "tiny") -> Path:
     return FOLDER / name
 
 
-def load_data(name: str = "tiny") -> DatasetDict:
-    """Splits `train` and `test` with columns prompt (conversational), answer, references, task, steps."""
+def load_data(name: str = "tiny", task: str | None = None) -> DatasetDict:
+    """Splits `train` and `test` with columns prompt (conversational), answer, references, task, steps.
+
+    Of one task alone, such as "chain" (sums of several steps), or of all. ValueError if there is no such.
+    """
     # datasets takes seconds to import, and a caller who wants only the model should not wait for it.
     from datasets import Dataset, DatasetDict
 
     folder = model_path(name)
     # Dataset.from_json writes a cache under the user's home; reading the lines here leaves no trace.
-    return DatasetDict({split: Dataset.from_list(read_rows(folder / f"{split}.jsonl")) for split in ("train", "test")})
+    rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "test")}
+    tasks = sorted({row["task"] for row in rows["train"]})
+    if task is not None and task not in tasks:
+        raise ValueError(f"bundled data {name!r} have no part called {task!r}; there is {', '.join(tasks)}")
+    return DatasetDict(
+        {split: Dataset.from_list([row for row in of if task in (None, row["task"])]) for split, of in rows.items()}
+    )
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -33,8 +33,9 @@ def using(model: Any, adapter: str | None, training: bool = False) -> Generator[
     with _restored(model):
         if adapter is not None:
             model.base_model.enable_adapter_layers()
-        elif isinstance(model, PeftModel):
-            model.base_model.disable_adapter_layers()
+        else:
+            for layer in _layers(model):
+                layer.enable_adapters(False)
         model.requires_grad_(False)
         if adapter is not None:
             model.set_adapter(adapter, inference_mode=not training)

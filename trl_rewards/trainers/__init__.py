@@ -10,6 +10,7 @@ _CLASSES = {
     "ppo": "PPOTrainer",
     "dpo": "DPOTrainer",
     "reward": "RewardTrainer",
+    "kto": "KTOTrainer",
 }
 
 

@@ -99,6 +99,7 @@ class DPOTrainer(trl.DPOTrainer):
         super().__init__(model, ref_model, args, data_collator, one, None, *more, **options)
         if self.pairs.source == "sample" or self.pairs.rounds > 1:
             self._refuse_sharded_weights()
+        self._context.tokenizer = self._tokenizer
         keep_4bit_unpacked(self.model)
         if self.ref_model is not None:
             keep_4bit_unpacked(self.ref_model)

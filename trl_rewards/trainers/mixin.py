@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from datasets import Dataset
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RewardError
-from trl_rewards.maths import on_tokens, token_rewards
+from trl_rewards.filtering import fill
+from trl_rewards.maths import on_tokens, std, token_rewards
 from trl_rewards.models.adapters import left_out
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.shared_base import SharedBase
@@ -26,6 +28,7 @@ from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
+from trl_rewards.trainers.refill import Generated, merge, more_rows, staying
 from trl_rewards.trainers.seam import check_seam
 from trl_rewards.trainers.sharing import policy_base
 from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
@@ -73,7 +76,7 @@ class PipelineMixin(_Trainer):
         check_seam(type(self), _SEAM)
         if args is not None:
             self._check_arguments(args, pipeline)
-            _check_size(options.get("train_dataset", more[0] if more else None), args)
+            _check_data(options.get("train_dataset", more[0] if more else None), args, pipeline)
         self.shared_base = policy_base(pipeline, model, args)
         self._context = Context(
             device=args.device if args is not None else None,
@@ -94,6 +97,7 @@ class PipelineMixin(_Trainer):
                 "a function `def reward(environments, **_): return [e.get_reward() for e in environments]` and "
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
+        self._context.tokenizer = self._tokenizer
         keep_4bit_unpacked(self.model)
         if self.shared_base is not None:
             self.shared_base.bind(self.model)
@@ -141,7 +145,9 @@ class PipelineMixin(_Trainer):
         group_size = self.num_generations if training else self.num_generations_eval
         try:
             with self._evaluating():
-                batch = self.pipeline.score(samples, group_size, world, self.accelerator.device)
+                batch = self.pipeline.score(
+                    samples, group_size, world, self.accelerator.device, training, self.max_completion_length
+                )
         except RewardError:
             self._save_what_was_trained()
             raise
@@ -181,6 +187,8 @@ class PipelineMixin(_Trainer):
             return output
         assert self.last_batch is not None
         try:
+            if self.pipeline.filter and self.model.training:
+                output = self._filtered(output)
             self.last_batch = self._use_advantages(self.last_batch, output)
             if self.model.training:
                 if self.pipeline.holds_back(self.last_batch):
@@ -191,6 +199,50 @@ class PipelineMixin(_Trainer):
             self._save_what_was_trained()
             raise
         return output
+
+    def _filtered(self, output: dict[str, Any]) -> dict[str, Any]:
+        """TRL's output of groups that stay, of this batch and of others where the filter asks for more, as far as
+        there are enough of them; the rest is masked. `last_batch` goes with it."""
+        filter, rounds = self.pipeline.filter, [self._generated(output)]
+        group_size, rows = rounds[0].batch.scores.group_size, len(rounds[0].batch.rewards)
+        wanted = rows // group_size
+        while len(rounds) < filter.oversample + filter.refill:
+            if len(rounds) >= filter.oversample and sum(staying(rounds)) >= wanted:
+                break
+            seed = f"{self.args.seed} {self.state.global_step} {len(rounds)}"
+            more = more_rows(self.train_dataset, len(output["advantages"]), group_size, self.accelerator, seed)
+            rounds.append(self._generated(super()._generate_and_score_completions(more)))
+        stayed = staying(rounds)
+        if len(rounds) > 1:
+            chosen = [group * group_size + row for group in fill(stayed, wanted) for row in range(group_size)]
+            merged = merge(rounds, chosen, self.accelerator, self._tokenizer.pad_token_id)
+            output, self.last_batch = merged.output, merged.batch
+            for name, column in self._log_columns().items():
+                column.extend(merged.logs[name])
+        left_out: Any = self.last_batch.left_out
+        output["completion_mask"] = output["completion_mask"].masked_fill(self._local(left_out, output)[:, None], 0)
+        if "num_items_in_batch" in output:
+            output["num_items_in_batch"] = self.accelerator.gather(own_tokens(output).sum()).sum()
+        self._metrics["train"]["filter/staying"].append(statistics.fmean(stayed))
+        self._metrics["train"]["filter/trained"].append((~left_out).float().mean().item())
+        self._metrics["train"]["filter/batches"].append(len(rounds))
+        return output
+
+    def _generated(self, output: dict[str, Any]) -> Generated:
+        """What TRL has just generated and scored. What it logs of sources becomes that of all rows."""
+        batch: Any = self.last_batch
+        for name, scores in zip(batch.scores.names, batch.scores.values.unbind(dim=1), strict=True):
+            self._metrics["train"][f"rewards/{name}/mean"][-1] = scores.nanmean().item()
+            self._metrics["train"][f"rewards/{name}/std"][-1] = std(scores).item()
+        rows = len(batch.rewards)
+        return Generated(output, batch, {name: list(column)[-rows:] for name, column in self._log_columns().items()})
+
+    def _log_columns(self) -> dict[str, Any]:
+        """TRL's logs of a batch's rows, bounded deques, by column."""
+        logs = self._logs
+        columns = {name: logs[name] for name in ("prompt", "completion", "advantages")}
+        nested = {f"{kind}/{name}": column for kind in ("rewards", "extra") for name, column in logs[kind].items()}
+        return columns | nested
 
     def _use_advantages(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
         """Put the recipe's advantages where TRL's are, in its output and in its logs; or note TRL's own.
@@ -303,8 +355,15 @@ class _Column:
         raise AssertionError("rewards come from the pipeline")
 
 
-def _check_size(dataset: Any, args: Any) -> None:
-    """ValueError if a dataset is too small for one generation batch: TRL would end at once, with a warning."""
+def _check_data(dataset: Any, args: Any, pipeline: Pipeline) -> None:
+    """ValueError for a dataset that is too small for one generation batch, where TRL would end at once with a warning,
+    or that gives no other prompts to a filter that asks for some."""
+    if (
+        pipeline.filter
+        and pipeline.filter.oversample + pipeline.filter.refill > 1
+        and not isinstance(dataset, Dataset)
+    ):
+        raise ValueError("filter: oversample and refill take prompts by their index, which a streamed dataset has not")
     prompts = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < prompts:
         raise ValueError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,37 +14,28 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_rewards.components import Context, Objective, Preferences
-from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.loading import build
-from trl_rewards.maths import column_values, shared_prefix
-from trl_rewards.models.pretrained import keep_4bit_unpacked, without_loading_report
-from trl_rewards.recipe import Recipe
+from trl_rewards.components import Objective, Preferences
+from trl_rewards.errors import RewardError
+from trl_rewards.maths import shared_prefix
+from trl_rewards.models.pretrained import without_loading_report
 from trl_rewards.scoring import World
-from trl_rewards.trainers.seam import check_seam
-from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
+from trl_rewards.trainers.objectives import COLUMNS, ObjectiveMixin, WithColumns
 
 logger = logging.getLogger(__name__)
 
-_SEAM = {
-    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
-    "_set_signature_columns_if_needed": ["self"],
-    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    "log": ["self", "logs", "start_time"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
-}
-_COLUMNS = "objective_columns"  # key of a batch under which the objective's columns travel
-_LABELS = "objective_labels"  # and what it says of each token
+_LABELS = "objective_labels"  # key of a batch under which travels what the objective says of each token
 _TOKEN_LABELS = ("chosen_labels", "rejected_labels")
 
 
-class RewardTrainer(trl.RewardTrainer):
+class RewardTrainer(ObjectiveMixin, trl.RewardTrainer):
     """`trl.RewardTrainer` with one more argument, `objective=`; without it, TRL's own to the last bit.
 
     With an objective a model given by name is loaded here, as TRL would, so that the objective can make it ready
     before LoRA is put on.
     """
+
+    own_objective: Objective | None
+    _own_columns = _TOKEN_LABELS
 
     def __init__(
         self,
@@ -63,9 +53,10 @@ class RewardTrainer(trl.RewardTrainer):
         peft_config: Any = None,
         **options: Any,
     ):
-        self.preference_objective = objective  # `objective` is transformers' name for what a search optimises
-        self.signature = signature
-        self.pipeline = self.last_batch = self.last_advantages = None  # what reports ask of every trainer
+        if objective is not None:
+            args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
+            _check(objective, args, train_dataset)
+        self._take(objective, args, signature, base_dir)
         if objective is None:
             super().__init__(
                 model,
@@ -80,13 +71,7 @@ class RewardTrainer(trl.RewardTrainer):
                 **options,
             )
             return
-        check_seam(type(self), _SEAM)
-        args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
-        _check(objective, args, train_dataset)
         names = list(objective.outputs())
-        objective.setup(
-            Context(device=args.device, seed=args.seed, base_dir=base_dir, log_metric=self._log_objective_metric)
-        )
         fresh: list[str] = []
         if named := isinstance(model, str):
             path = model
@@ -126,9 +111,8 @@ class RewardTrainer(trl.RewardTrainer):
         if len(names) > 1:
             model.config.id2label = dict(enumerate(names))
             model.config.label2id = {name: index for index, name in enumerate(names)}
-        keep_4bit_unpacked(self.model)
-        self.data_collator = _WithColumns(self.data_collator, objective.reads())
-        self._objective_metrics: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}
+        self._begin()
+        self.data_collator = _WithLabels(self.data_collator, objective.reads())
         self._pad = tokenizer.pad_token_id
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
             logger.warning(
@@ -136,32 +120,10 @@ class RewardTrainer(trl.RewardTrainer):
                 "pad_token to a token that no text holds",
                 tokenizer.pad_token,
             )
-        self._generator = torch.Generator().manual_seed(args.seed + args.process_index)
-        self._committed = CommittedState(self._state_of_objective)
-        self.add_callback(self._committed)
-
-    def _log_objective_metric(self, name: str, value: float) -> None:
-        assert self.model is not None
-        self._objective_metrics["train" if self.model.training else "eval"].setdefault(name, []).append(float(value))
-
-    def log(self, logs, start_time=None):
-        if self.preference_objective is not None:
-            assert self.model is not None
-            mode = "train" if self.model.training else "eval"
-            everyone: dict[str, list[float]] = defaultdict(list)
-            for share in World.current().gather_objects(self._objective_metrics[mode]):
-                for name, values in share.items():
-                    everyone[name] += values
-            self._metrics[mode].update(everyone)
-            self._objective_metrics[mode] = {}
-        super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if (
-            self.preference_objective is not None
-            and type(self.preference_objective).tokenize is not Objective.tokenize
-        ):
-            given = {"objective": self.preference_objective, "tokenizer": processing_class}
+        if self.own_objective is not None and type(self.own_objective).tokenize is not Objective.tokenize:
+            given = {"objective": self.own_objective, "tokenizer": processing_class}
             # An objective's state may not be hashable, and a cache that misses its options would be worse than none.
             mapping: dict[str, Any] = {}
             if isinstance(dataset, Dataset):
@@ -169,19 +131,12 @@ class RewardTrainer(trl.RewardTrainer):
             dataset = dataset.map(_tokenized, fn_kwargs=given, **mapping)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        if self.preference_objective is not None:
-            columns = self._signature_columns or []
-            wanted = {*self.preference_objective.reads(), *_TOKEN_LABELS}
-            self._signature_columns = [*columns, *(wanted - set(columns))]
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        objective = self.preference_objective
+        objective = self.own_objective
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        columns, labels = inputs.pop(_COLUMNS, {}), inputs.pop(_LABELS, None)
+        columns, labels = inputs.pop(COLUMNS, {}), inputs.pop(_LABELS, None)
         passes: list[Preferences] = []
 
         def scored(**given: Any) -> Any:
@@ -199,7 +154,7 @@ class RewardTrainer(trl.RewardTrainer):
 
     def _run(self, model: Any, inputs: dict[str, Any], columns: dict[str, Any]) -> tuple[Any, Preferences]:
         """The model's output as TRL wants it, and all that the objective may see but TRL's loss."""
-        objective = self.preference_objective
+        objective = self.own_objective
         assert objective is not None
         assert self.model is not None
         training = self.model.training
@@ -249,55 +204,12 @@ class RewardTrainer(trl.RewardTrainer):
         )
         return outputs, batch
 
-    def _state_of_objective(self) -> dict[str, Any]:
-        assert self.preference_objective is not None
-        return {"objective": self.preference_objective.state_dict(), "generator": self._generator.get_state()}
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if self.preference_objective is not None:
-            folder = checkpoint_folder(self, trial)
-            save_state(folder, self.accelerator.process_index, self.signature, self._committed.value)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.preference_objective is not None and checkpoint is not None:
-            state = read_state(checkpoint, self.accelerator.process_index, self.signature)
-            if state:
-                self.preference_objective.load_state_dict(state["objective"])
-                self._generator.set_state(state["generator"])
-            self._committed.value = self._state_of_objective()
-
-
-def objective_of(recipe: Recipe) -> Objective | None:
-    """The objective of a recipe; None where it leaves it to TRL. Raises RecipeError with every problem."""
-    if recipe.objective is None:
-        return None
-    objective, problems = build("objective", recipe.objective.use, recipe.objective.options, recipe.base_dir)
-    if problems:
-        raise RecipeError(problems, source=f"{recipe.source}: objective {recipe.objective.use!r}")
-    return objective
-
-
-def missing_columns(objective: Objective | None, columns: Sequence[str]) -> list[str]:
-    """One problem per column that the objective reads and that is not among `columns`."""
-    return [
-        f"objective needs dataset column {name!r}; the dataset has {', '.join(columns)} (map it under dataset.columns)"
-        for name in (objective.reads() if objective else ())
-        if name not in columns
-    ]
-
-
-class _WithColumns:
-    """TRL's collator, and beside its tensors what the objective reads and says of the tokens."""
-
-    def __init__(self, collator: Any, columns: tuple[str, ...]):
-        self._collator, self._columns = collator, columns
+class _WithLabels(WithColumns):
+    """And what the objective says of the tokens."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self._collator(rows)
-        there = [name for name in self._columns if name in rows[0]]
-        batch[_COLUMNS] = {name: column_values([row[name] for row in rows]) for name in there}
+        batch = super().__call__(rows)
         if _TOKEN_LABELS[0] in rows[0]:
             labels = torch.full_like(batch["input_ids"], -100)
             for place, own in enumerate(row[side] for side in _TOKEN_LABELS for row in rows):

@@ -76,7 +76,7 @@ class Adversarial(TrainedModel):
         references, learns = self._looked_at(batch)
         self._batches, self._seen = self._batches + 1, None
         mine = self._mine(batch)
-        known = ~(references.isnan() | mine.isnan())
+        known = ~(references.isnan() | mine.isnan() | batch.rewards.isnan())
         if not known.any():
             return {"learns": 0.0}
         gap = (references - mine)[known]
@@ -108,7 +108,7 @@ class Adversarial(TrainedModel):
 
         references = self._reference_rewards(batch, World.current())
         mine = self._mine(batch)
-        known = ~(references.isnan() | mine.isnan())
+        known = ~(references.isnan() | mine.isnan() | batch.rewards.isnan())
         learns = bool(known.any()) and self._has_its_turn(references[known], mine[known])
         self._seen = (batch.samples, references, learns)
         return references, learns

@@ -127,6 +127,7 @@ class Cooper(TrainedModel):
 
         world, size = World.current(), batch.scores.group_size
         outcomes = outcomes_of(batch, self.display_name, self.outcome)
+        outcomes = outcomes.masked_fill(batch.rewards.isnan(), float("nan"))  # rows that the training leaves out
         pairs, metrics = self._pairs(batch, outcomes.tolist(), world)
         metrics["pairs"] = len(pairs) / (len(batch.samples) // size)
         mine = batch.scores.values[:, batch.scores.names.index(self.display_name)]

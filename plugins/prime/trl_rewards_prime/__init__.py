@@ -5,7 +5,10 @@ from trl_rewards import hookimpl
 
 @hookimpl
 def register_rewards():
-    return {"prime": "trl_rewards_prime.prime:Prime"}
+    return {
+        "implicit_prm": "trl_rewards_prime.implicit_prm:ImplicitPRM",
+        "prime": "trl_rewards_prime.prime:Prime",
+    }
 
 
 @hookimpl
@@ -20,3 +23,8 @@ def register_advantages():
         "prime_grpo": "trl_rewards_prime.advantages:PrimeGRPO",
         "prime_reinforce": "trl_rewards_prime.advantages:PrimeReinforce",
     }
+
+
+@hookimpl
+def register_objectives():
+    return {"implicit_prm_ce": "trl_rewards_prime.implicit_prm:ImplicitPRMCE"}

@@ -7,6 +7,8 @@ row's tokens, which are padded on the right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -44,6 +46,16 @@ def batch_normed(scores: Tensor, eps: float = 1e-6) -> Tensor:
     """Process rewards (N, T), 0 or NaN where there are none, over the largest |return-to-go| of the batch plus eps."""
     returns = scores.nan_to_num(nan=0.0).flip(1).cumsum(dim=1)
     return scores / (returns.abs().max() + eps)
+
+
+def at_steps(q: Sequence[float], ends: Sequence[int], cumulative: bool = False) -> list[float]:
+    """What steps are worth, from what their tokens are: the sum of `q` since the last step's end, or since the start.
+
+    `ends` are the indices of steps' last tokens, in order.
+    """
+    so_far = [0.0, *accumulate(q)]
+    sums = [so_far[end + 1] for end in ends]
+    return sums if cumulative else [after - before for before, after in zip([0.0, *sums], sums, strict=False)]
 
 
 def ce_loss(sums: Tensor, outcomes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl_rewards import Context, RewardBatch, RewardError, Samples, Score, TokenReward, TokenShaper, TrainableReward
 from trl_rewards.models import InProcess
+from trl_rewards_prime.logps import CompletionModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +42,9 @@ class Prime(InProcess, TokenReward, TrainableReward):
     """β of the reward and of the loss."""
     loss: Literal["ce", "dpo", "bon_acc", "bon_rm"] = "ce"
     """`ce` is the paper's; the others are of verl's recipe and compare rows of a group."""
-    update_mode: Literal["after", "none"] = "after"
-    """`after`: learn from each batch once it is scored. `none`: π_φ stays as it is."""
+    update_mode: Literal["after", "before", "none"] = "after"
+    """`after`: learn from each batch once it is scored. `before`: learn from it and score it again, so that the policy
+    is trained on what was learned (the paper's double forward pass). `none`: π_φ stays as it is."""
     compat: Literal["paper", "verl", "original"] = "paper"
     """`verl`: a row's last token gets 0. `original`, the authors' code: rewards without β."""
     granularity: Literal["token", "whole"] = "token"
@@ -123,6 +125,9 @@ class Prime(InProcess, TokenReward, TrainableReward):
             else f"{self.display_name!r} has not been set up"
         )
 
+    def learns_first(self) -> bool:
+        return self.update_mode == "before"
+
     def score_tokens(self, samples: Samples) -> list[list[float | None] | Score]:
         import torch
 
@@ -152,8 +157,8 @@ class Prime(InProcess, TokenReward, TrainableReward):
         model, world, size = self._ready(), World.current(), batch.scores.group_size
         outcomes = outcomes_of(batch, self.display_name, self.outcome)
         sums = self._all_sums(batch, world) if self.loss != "ce" else None
-        samples = batch.samples
-        rows = [row for row in range(len(samples)) if not outcomes[row].isnan() and samples.completion_ids[row]]
+        samples, taking_part = batch.samples, ~(outcomes.isnan() | batch.rewards.isnan())
+        rows = [row for row in range(len(samples)) if taking_part[row] and samples.completion_ids[row]]
         if not rows:
             return {}
         learnt = model.learner.learn(
@@ -212,13 +217,13 @@ class Prime(InProcess, TokenReward, TrainableReward):
             self._ready().learner.load_state_dict(state)
 
 
-class _AdapterModel:
+class _AdapterModel(CompletionModel):
     """A causal LM with an adapter that is trained, and without it the reference."""
 
     def __init__(self, reward: Prime, model: Any, tokenizer: Any):
-        from trl_rewards.models import Learner, Sampler, adapter_parameters, using
+        from trl_rewards.models import Learner, adapter_parameters, using
 
-        self.model = model
+        super().__init__(model, tokenizer, "prime")
         self.learner = Learner(
             reward.display_name,
             adapter_parameters(model, ADAPTER),
@@ -227,17 +232,6 @@ class _AdapterModel:
             reward.weight_decay,
             reward.max_grad_norm,
         )
-        self._pad = tokenizer.pad_token_id
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._sampler = Sampler(tokenizer, context, (), "prime")
-
-    @property
-    def device(self) -> Any:
-        return self.model.device
-
-    def encode(self, prompt: Any) -> list[int]:
-        """A prompt's token ids, as TRL has them for the policy."""
-        return self._sampler.encode(prompt)
 
     def log_ratios(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """(B, T) log π_φ - log π_ref of the completions' tokens, float32, 0 on the padding at the right; its mask."""
@@ -245,37 +239,16 @@ class _AdapterModel:
 
         from trl_rewards.models import using
 
-        longest, width = max(map(len, prompts)), max(1, *map(len, completions))
-        ids = torch.full((len(prompts), longest + width), self._pad)
-        attention = torch.zeros_like(ids)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            place = slice(longest - len(prompt), longest + len(completion))
-            ids[row, place], attention[row, place] = torch.tensor(prompt + completion), 1
-        ids, attention = ids.to(self.device), attention.to(self.device)
+        ids, attention, width = self.padded(prompts, completions)
         with using(self.model, None):
-            reference = self._logps(ids, attention, width)
+            reference = self.logps(ids, attention, width)
         if torch.is_grad_enabled():
-            logps = self._logps(ids, attention, width)
+            logps = self.logps(ids, attention, width)
         else:
             with using(self.model, ADAPTER):
-                logps = self._logps(ids, attention, width)
-        mask = attention[:, longest:]
+                logps = self.logps(ids, attention, width)
+        mask = attention[:, -width:].to(logps.device)
         return (logps - reference).masked_fill(mask == 0, 0.0), mask
-
-    def _logps(self, ids: Tensor, attention: Tensor, width: int) -> Tensor:
-        """(B, width) float32 log-probabilities of the last `width` tokens."""
-        import torch
-
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=width + 1,
-        ).logits[:, :-1]
-        chosen = logits.gather(2, ids[:, -width:, None]).squeeze(2).float()
-        return chosen - torch.stack([row.float().logsumexp(dim=-1) for row in logits])  # one row's copy at a time
 
 
 class PrimeNorm(TokenShaper):
