@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from trl_rewards_cotraining.adversarial import gate_opens
 from trl_rewards_cotraining.losses import hinge_loss, logistic_loss
 
-from trl_rewards import GRPOTrainer, Pipeline, Reward, RewardBatch, World, load_advantage, load_reward
+from trl_rewards import GRPOTrainer, Pipeline, Reward, RewardBatch, load_advantage, load_reward
 from trl_rewards.components import Scores
 from trl_rewards.scoring import Source
 from trl_rewards.testing import check_reward, make_samples
@@ -224,49 +224,57 @@ def test_in_a_trainer_the_policy_waits_and_runs_resume_to_the_last_bit(policy_pa
     assert resumed[0] == straight
 
 
-def learnt(path, size):
-    """Weights and metrics after three batches, of which each of `size` processes brings its share of the rows."""
-    world, found = World.current(), []
-    pipeline = both(path, mini_batch=3)
-    for step in range(3):
-        rows = range(12)
-        everyone = make_samples(
-            [f"{'the ' * (row * 7 % 4)}cats sat {step}" for row in rows],
-            answer=["2"] * 12,
-            prompts=[f"what {row // 4}" for row in rows],
-            references=[None if row < 4 else f"{row // 4} dogs" for row in rows],
-            step=step,
-        )
-        mine = everyone.take(range(world.rank * 12 // size, (world.rank + 1) * 12 // size))
-        batch = pipeline.score(mine, 4, world)
-        found.append({"held": float(pipeline.holds_back(batch))} | pipeline.update(batch))
-    return [sums(pipeline), found]
-
-
 RANKS = """
 import json, sys
 import torch
+from trl_rewards import Pipeline, Reward, World, load_reward
+from trl_rewards.scoring import Source
+from trl_rewards.testing import make_samples
+
+
+class Even(Reward):
+    def score(self, samples):
+        return [float((len(ids) + ids[-1]) % 2 == 0) for ids in samples.completion_ids]
+
+
+def learnt(path, size):
+    world, found = World.current(), []
+    learning = {"path": path, "learning_rate": 0.003, "micro_batch": 2}
+    rewards = [load_reward("cooper", **learning, train="lora", negatives="group", outcome="even"),
+               load_reward("adversarial", **learning, mini_batch=3)]
+    pipeline = Pipeline([*(Source(reward.display_name, reward) for reward in rewards), Source("even", Even())], seed=5)
+    for step in range(3):
+        rows = range(12)
+        everyone = make_samples(
+            [f"{'the ' * (row * 7 % 4)}cats sat {step}" for row in rows], answer=["2"] * 12,
+            prompts=[f"what {row // 4}" for row in rows], step=step,
+            references=[None if row < 4 else f"{row // 4} dogs" for row in rows])
+        mine = everyone.take(range(world.rank * 12 // size, (world.rank + 1) * 12 // size))
+        batch = pipeline.score(mine, 4, world)
+        found.append({"held": float(pipeline.holds_back(batch))} | pipeline.update(batch))
+    weights = {f"{reward.display_name} {name}": weight.double().abs().sum().item()
+               for reward in rewards for name, weight in reward.state_dict()["weights"].items()}
+    return [weights, found]
+
+
+one = learnt(sys.argv[1], 1)
 torch.distributed.init_process_group("gloo")
 from accelerate import PartialState
 PartialState(cpu=True)
-sys.path.insert(0, sys.argv[2])
-from test_adversarial import World, learnt
-
-world = World.current()
-assert world.size == 2
-found = learnt(sys.argv[1], 2)
-every = world.gather_objects(found)
+assert World.current().size == 2
+two = learnt(sys.argv[1], 2)
+every = World.current().gather_objects(two)
 assert all(other == every[0] for other in every), "processes disagree"
-if world.rank == 0:
-    print("RESULT" + json.dumps(found))
+if World.current().rank == 0:
+    print("RESULT" + json.dumps([one, two]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(reward_model_path, run_ranks):
-    done = run_ranks(RANKS, 2, reward_model_path, str(Path(__file__).parent))
-    two = json.loads(next(line for line in done.stdout.splitlines() if "RESULT" in line).partition("RESULT")[2])
-    one = learnt(reward_model_path, 1)
+    done = run_ranks(RANKS, 2, reward_model_path)
+    line = next(line for line in done.stdout.splitlines() if "RESULT" in line)
+    one, two = json.loads(line.partition("RESULT")[2])
     for name, total in one[0].items():
         assert two[0][name] == pytest.approx(total, rel=1e-4, abs=1e-6), name
     for mine, theirs in zip(one[1], two[1], strict=True):
