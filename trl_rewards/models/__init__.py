@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.chat import Request
     from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.encoding import completion_start, shown_text
-    from trl_rewards.models.heads import Head, checkpoint_weights
+    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -78,6 +78,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "checkpoint_weights": "heads",
     "completion_start": "encoding",
     "default_budget": "scorer",
+    "head_parameters": "heads",
     "load_config": "pretrained",
     "longest_text": "scorer",
     "nested_options": "options",
@@ -140,6 +141,7 @@ __all__ = [
     "completion_start",
     "default_budget",
     "extract_json",
+    "head_parameters",
     "keep_4bit_unpacked",
     "load_config",
     "load_embedder",

@@ -122,6 +122,13 @@ def _last_token_head(model: Any) -> Head | None:
     return Head(model, model.base_model, head, _labels(model.config, outputs))
 
 
+def head_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters of the part that makes a score of hidden states, by their names in the model."""
+    head = {name: weight for name, weight in model.named_parameters() if name.split(".")[0] in HEADS}
+    # Of a head that an adapter brought, the model's own copy is there too and does nothing.
+    return {name: weight for name, weight in head.items() if ".original_module." not in name}
+
+
 @dataclass
 class YesHead:
     """The logit of one token less that of another, or p(yes) / (p(yes) + p(no)): (B, H) hidden states -> (B, 1).

@@ -78,7 +78,7 @@ def test_the_text_is_verifyrms_and_a_long_completion_keeps_its_end():
 
 def test_rewards_are_the_models_and_rows_without_a_reference_have_none(reward_model_path):
     prompt = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "how often?"}]
-    samples = make_samples(["the cat ran 3 times", "no"], prompts=[prompt, prompt], answer=["3", None])
+    samples = make_samples(["the cat ran 3 times", "no"], prompts=[prompt, prompt], answer=["so\n#### 3", None])
     found = cooper_of(reward_model_path).score(samples)
     model = AutoModelForSequenceClassification.from_pretrained(reward_model_path, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(reward_model_path)

@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from trl_rewards import World
     from trl_rewards_cotraining.assistant import Assistant
 
-_COMPLETION = "<completion>"
+_HEAD = "<question>{}</question>\n<reference_answer>{}</reference_answer>\n<completion>"
+_TAIL = "</completion>"
 
 
 def verify_text(question: str, reference: str, completion: str, limit: int | None = None) -> str:
     """What VerifyRM reads. A text of more than `limit` characters loses the beginning of the completion, whose end
     holds the answer."""
-    head = f"<question>{question}</question>\n<reference_answer>{reference}</reference_answer>\n{_COMPLETION}"
-    tail = "</completion>"
-    room = None if limit is None else max(limit - len(head) - len(tail), 0)
-    return (
-        head + (completion if room is None or len(completion) <= room else completion[len(completion) - room :]) + tail
-    )
+    head = _HEAD.format(question, reference)
+    if limit is not None and (excess := len(head) + len(completion) + len(_TAIL) - limit) > 0:
+        completion = completion[excess:]
+    return head + completion + _TAIL
 
 
 class Pair(NamedTuple):
@@ -41,9 +40,8 @@ class Cooper(TrainedModel):
 
     https://huggingface.co/papers/2508.05613. After each batch it learns, from each group with a right and a wrong
     answer, to score the right one higher: -log σ(right - wrong). Right is a rollout that another source, the rule,
-    finds right (above 0.5); wrong is what an assistant, a language model, made of it, once the rule finds it wrong
-    too. The rule is exact but misses right answers in other words; the model is not fooled twice. Give the rule
-    `weight: 0.0`, and it is asked and logged alone.
+    finds right (above 0.5); wrong is what an assistant, a language model, made of it, once the rule finds that wrong.
+    With `weight: 0.0` the rule is asked and logged, and is no reward.
 
     Groups without a pair teach nothing. An assistant that fails costs its pairs, which `rewards/<name>/pairs` counts
     as a share of the groups. A row without a reference answer has no reward. The paper warms the learning rate up
@@ -52,7 +50,7 @@ class Cooper(TrainedModel):
     """
 
     answer: str = "answer"
-    """Dataset column with the reference answer."""
+    """Dataset column with the reference answer; of a worked solution that ends with `#### answer`, what follows."""
     outcome: str | None = None
     """Name of the source that is the rule, with scores in [0, 1]. None: the only other one."""
     threshold: float | None = None
@@ -153,11 +151,12 @@ class Cooper(TrainedModel):
     def _shown(self, samples: Samples, chosen: list[tuple[int, str]]) -> tuple[list[str], bool, Any]:
         """What the model reads of some completions to the prompts of these rows, and where the completions start."""
         references = samples[self.answer]
+        about = [(_question(samples.prompts[row]), _reference(references[row])) for row, _ in chosen]
         texts = [
-            verify_text(_question(samples.prompts[row]), str(references[row]), completion, self.max_characters)
-            for row, completion in chosen
+            verify_text(*each, completion, self.max_characters)
+            for each, (_, completion) in zip(about, chosen, strict=True)
         ]
-        return texts, True, lambda index: texts[index].index(_COMPLETION) + len(_COMPLETION)
+        return texts, True, lambda index: len(_HEAD.format(*about[index]))
 
     def _pairs(self, batch: RewardBatch, outcomes: list[float], world: World) -> tuple[list[Pair], dict[str, float]]:
         """The same on every process: at most one pair per group."""
@@ -227,6 +226,10 @@ def _question(prompt: Any) -> str:
     from trl_rewards.models import as_text
 
     return as_text(prompt if isinstance(prompt, str) else [said for said in prompt if said.get("role") != "system"])
+
+
+def _reference(reference: Any) -> str:
+    return str(reference).rpartition("####")[2].strip()
 
 
 def _is_there(reference: Any) -> bool:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from trl_rewards.models import Learner, Scorer
 
 ADAPTER = "cotraining"
-HEADS = ("score", "v_head", "classifier")
 
 
 class TrainedModel(InProcess, TrainableReward):
@@ -96,18 +95,16 @@ class TrainedModel(InProcess, TrainableReward):
         """The parameters that learn, by name."""
         from peft import LoraConfig
 
-        from trl_rewards.models import adapter_parameters, with_adapter
+        from trl_rewards.models import adapter_parameters, head_parameters, with_adapter
 
         if self.train == "all":
             return dict(model.named_parameters())
         if self.train == "lora" and not adapted:
             config = LoraConfig(r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=self.lora_target_modules)
             with_adapter(model.base_model, ADAPTER, config, seed=seed)
-        head = {name: weight for name, weight in model.named_parameters() if name.split(".")[0] in HEADS}
-        # Of a head that an adapter brought, the model's own copy is there too and does nothing.
-        head = {name: weight for name, weight in head.items() if ".original_module." not in name}
+        head = head_parameters(model)
         if not head:
-            raise RewardError(f"path: {self.path!r} has no head ({', '.join(HEADS)}) to train")
+            raise RewardError(f"path: {self.path!r} has no head to train apart from its other layers")
         if self.train == "head":
             return head
         return adapter_parameters(model, "default" if adapted else ADAPTER) | head
