@@ -14,7 +14,7 @@ import json, sys
 import torch
 from trl_rewards import Pipeline, Reward, Failed, load_advantage, load_combiner, load_shaper
 from trl_rewards.schedules import Schedule
-from trl_rewards.scoring import Source, World
+from trl_rewards.scoring import Gate, Source, World
 from trl_rewards.testing import make_samples
 
 world_size, rows, group_size = map(int, sys.argv[1:4])
@@ -45,22 +45,36 @@ class Rank(Reward):
 def pipeline(combine, advantage):
     return Pipeline(
         [
-            Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean"),
+            Source("words", Words(), Schedule.parse({"linear": [1.0, 0.5]}), on_missing="group_mean", shape=[
+                load_shaper("running_clip"), load_shaper("running_minmax"),
+            ]),
             Source("rank", Rank(), Schedule.parse(0.5), shape=[load_shaper("par", references="refs")]),
+            Source("gated", Words(), Schedule.parse(0.1), only_if=Gate("rank", 0.5)),
         ],
-        combine=load_combiner(combine), shape=[load_shaper("whiten"), load_shaper("sigmoid")],
-        advantage=load_advantage(advantage),
+        combine=load_combiner(combine, **OPTIONS.get(combine, {})),
+        shape=[load_shaper("whiten"), load_shaper("sigmoid")],
+        advantage=load_advantage(advantage, **OPTIONS.get(advantage, {})),
     )
+
+
+OPTIONS = {
+    "lagrangian": {"thresholds": {"words": 0.9, "rank": 0.2}},
+    "armorm": {"verbosity": "words", "rows": 30},  # full in the second step
+    "dler": {"filter_by": "words", "weighting": "token"},
+    "grpo_s": {"hardness": "hard", "category": "kind"},
+}
 
 
 result = {}
 for combine, advantage in [("weighted_sum", "group_norm"), ("normalize_then_sum", "center"), ("min", "bnpo"),
-                           ("mean", "leave_one_out"), ("median", "batch_norm")]:
+                           ("mean", "leave_one_out"), ("median", "batch_norm"),
+                           ("lagrangian", "dler"), ("armorm", "grpo_s")]:
     made = pipeline(combine, advantage)
     for step in range(2):  # twice, for the state
         everyone = make_samples(
             [f"w{row + step}" for row in range(rows)], prompts=[f"p{row // group_size}" for row in range(rows)],
-            refs=[[row / rows, 0.5] for row in range(rows)], step=step, max_steps=2)
+            refs=[[row / rows, 0.5] for row in range(rows)], hard=[row % 5 / 5 for row in range(rows)],
+            kind=["ab"[row // 12] for row in range(rows)], step=step, max_steps=2)
         local = rows // world.size
         mine = everyone.take(range(world.rank * local, (world.rank + 1) * local))
         batch = made.score(mine, group_size, world)
@@ -80,7 +94,10 @@ def _close(first, second) -> None:
     for name in first:
         for mine, theirs in zip(first[name][:2], second[name][:2], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-6, nan_ok=True), name
-        assert first[name][2]["shape.0"] == pytest.approx(second[name][2]["shape.0"]), name
+        assert all(first[name][2][path] == second[name][2][path] for path in ("combine", "advantage")), name
+        assert first[name][2].keys() == second[name][2].keys()
+        for path in ("shape.0", "rewards.words.shape.0", "rewards.words.shape.1"):
+            assert first[name][2][path] == pytest.approx(second[name][2][path]), (name, path)
 
 
 def result_of(done) -> dict:
@@ -94,6 +111,9 @@ def test_1_2_and_3_processes_agree_on_split_and_whole_groups(run_ranks):
             result_of(run_ranks(PIPELINE, ranks, str(ranks), "24", str(group_size))) for ranks in (1, 2, 3)
         )
         assert any(value != 0 for value in one["group_norm"][1])
+        assert one["dler"][2]["combine"]["raw"]["rank"] < 0 < one["dler"][2]["combine"]["raw"]["words"]
+        assert one["grpo_s"][2]["combine"]["found"]
+        assert one["grpo_s"][2]["advantage"]["seen"]["a"][0] == 12
         _close(one, two)
         _close(one, three)
 

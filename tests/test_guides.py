@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_rewards import Recipe
+from trl_rewards import Recipe, load_plugins
 from trl_rewards.recipe import _OLD_PPO_KEYS, TRAINERS
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +24,13 @@ def test_a_guides_recipe_is_valid(guide, text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     Recipe.load(file, {"use_cpu": True})
+
+
+@pytest.mark.parametrize(("guide", "kind"), [("advantages.md", "advantage"), ("combiners.md", "combiner")])
+def test_a_guides_tables_have_every_component_of_the_kind(guide, kind):
+    firsts = [line.split("|")[1] for line in GUIDES[guide].splitlines() if line.startswith("| `")]
+    named = [name for cell in firsts for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(entry.name for entry in load_plugins().of_kind(kind))
 
 
 @pytest.mark.slow

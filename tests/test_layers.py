@@ -46,6 +46,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "agree": 6,
     "bon": 6,
     "selection": 6,
+    "reference": 6,
     "validate": 6,
     "train": 6,
     "cli": 6,

@@ -147,7 +147,7 @@ def test_the_key_tables_are_complete():
     assert named == set(OWN_KEYS)
     lines = README.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("| key | default"))
-    rows = [line.split(" | ") for line in lines[start + 2 : start + 10]]
+    rows = [line.split(" | ") for line in lines[start + 2 : start + 11]]
     documented = {row[0].strip("| `"): row[1].strip("` ") for row in rows}
     source = {option.name: option.default for option in fields(Source)}
     said = {"none": None, "false": False, "renormalize": "renormalize", "0": 0, "0.5": 0.5}

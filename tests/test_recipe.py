@@ -113,6 +113,8 @@ def test_the_message_counts_the_problems_and_names_the_file(recipe, tmp_path):
         (MATCH | {"isolate": 1}, "rewards[0].isolate: must be true or false, got 1"),
         (MATCH | {"cache": 1.5}, "rewards[0].cache: must be true, false or a path, got 1.5"),
         (MATCH | {"timeout": "1 min"}, "rewards[0].timeout: must be seconds above 0, got '1 min'"),
+        (MATCH | {"only_if": {"source": "a"}}, "rewards[0].only_if: must be {source: name, at_least: number}"),
+        (MATCH | {"only_if": {"source": "a", "at_least": True}}, "rewards[0].only_if: must be {source: name"),
         (MATCH | {"on_missing": ["fail"]}, "rewards[0].on_missing: must be renormalize or"),
         (MATCH | {"weight": {"linear": [1, -1]}}, "rewards[0].weight: a schedule must not go below 0"),
         (MATCH | {"weight": {"linaer": [1, 0]}}, "rewards[0].weight: must be a number or one of"),
@@ -235,6 +237,18 @@ def test_a_whole_number_is_fine_where_a_float_is_wanted(recipe):
 
 def test_a_negative_constant_weight_is_a_penalty(recipe):
     assert recipe("rewards: [{use: exact_match, weight: -0.5}]").rewards[0].weight.at(0.3) == -0.5
+
+
+def test_only_if_reaches_the_source_and_the_signature(recipe):
+    text = "rewards: [{use: exact_match, as: right}, {use: length, with: {soft_limit: 1, hard_limit: 2}, "
+    made = recipe(text + "only_if: {source: right, at_least: 1, otherwise: 0.0}}]")
+    assert '|only_if:{"at_least": 1, "otherwise": 0.0, "source": "right"}' in made.signature
+    from trl_rewards import Pipeline
+    from trl_rewards.scoring import Gate
+
+    assert Pipeline.from_recipe(made).sources[1].only_if == Gate("right", 1, 0.0)
+    with pytest.raises(RecipeError, match=r"rewards\.length\.only_if: no source 'wrong'"):
+        Pipeline.from_recipe(recipe(text + "only_if: {source: wrong, at_least: 1}}]"))
 
 
 def test_on_missing_is_the_same_list_here_and_where_it_is_run():

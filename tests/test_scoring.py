@@ -16,7 +16,7 @@ import torch
 from trl_rewards import Failed, Pipeline, Reward, RewardError, Traced, load_reward
 from trl_rewards.components import Status
 from trl_rewards.schedules import Schedule
-from trl_rewards.scoring import ScoreCache, Source, drop_rows, fill_holes, run_source
+from trl_rewards.scoring import Gate, ScoreCache, Source, drop_rows, fill_holes, run_source
 from trl_rewards.testing import make_samples
 
 NAN = float("nan")
@@ -57,6 +57,96 @@ def stock_trl_advantages(matrix: list[list[float]], weights: list[float]) -> lis
     """TRL 1.16, sum_then_normalize over one group: nansum, then (r - mean) / (std + 1e-4)."""
     rewards = (torch.tensor(matrix) * torch.tensor(weights)).nansum(dim=1)
     return ((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist()
+
+
+# --- only_if ---------------------------------------------------------------------------------------------------------
+
+
+class Lengths(Reward):
+    """A judge that counts whom it was asked about."""
+
+    deterministic = False
+
+    def __post_init__(self):
+        self.asked: list[str] = []
+
+    def score(self, samples):
+        self.asked += samples.texts
+        return [Failed("down") if text == "ddd" else float(len(text)) for text in samples.texts]
+
+
+def gated(otherwise=None, concurrency=None, **options):
+    judge = source(
+        Lengths(),
+        "judge",
+        only_if=Gate("format", 1.0, otherwise),
+        concurrency=concurrency,
+        max_failures=0.5,
+        **options,
+    )
+    gate = source(Fixed(scores=[1.0, 0.5, None, 1.0]), "format")
+    pipeline = Pipeline([judge, gate])  # the gate need not come first
+    samples = make_samples(["a", "bb", "ccc", "dddd"])
+    return judge.reward, pipeline, pipeline.score(samples, group_size=4)
+
+
+@pytest.mark.parametrize("concurrency", [None, 2])
+def test_a_source_is_asked_only_about_rows_that_pass_and_the_saved_ones_are_counted(concurrency):
+    judge, pipeline, batch = gated(concurrency=concurrency)
+    assert sorted(judge.asked) == ["a", "dddd"]
+    assert batch.scores.values[:, 0].tolist() == pytest.approx([1.0, NAN, NAN, 4.0], nan_ok=True)
+    assert batch.scores.status[:, 0].tolist() == [Status.OK, Status.SKIPPED, Status.SKIPPED, Status.OK]
+    assert pipeline.metrics["rewards/judge/saved"] == 0.5
+    assert pipeline.metrics["rewards/judge/missing"] == 0.5
+    assert "rewards/format/saved" not in pipeline.metrics
+    # Means 2.5 and 5/6: where it stands by its format alone, for both weights.
+    assert batch.rewards[1].item() == pytest.approx(2.5 + 5 / 6 + 2 * (0.5 - 5 / 6))
+    assert batch.rewards[2].isnan()  # nobody scored it
+
+
+def test_rows_that_do_not_pass_may_have_a_score_of_their_own():
+    judge, pipeline, batch = gated(otherwise=-1.0)
+    assert sorted(judge.asked) == ["a", "dddd"]
+    assert batch.scores.values[:, 0].tolist() == [1.0, -1.0, -1.0, 4.0]
+    assert pipeline.metrics["rewards/judge/missing"] == 0.0
+    assert pipeline.metrics["rewards/judge/saved"] == 0.5
+
+
+def test_rows_that_are_not_asked_about_are_no_holes_to_fail_on_and_no_part_of_the_failures():
+    gated(on_missing="fail")
+    judge = source(Lengths(), "judge", only_if=Gate("format", 1.0))
+    pipeline = Pipeline([judge, source(Fixed(scores=[1.0, 0.0, 0.0, 0.0]), "format")])
+    with pytest.raises(RewardError, match="'judge' failed on 1 of 1 completions"):
+        pipeline.score(make_samples(["ddd", "a", "a", "a"]), group_size=4)
+
+
+def test_nobody_is_asked_where_no_row_passes():
+    judge = source(Lengths(), "judge", only_if=Gate("format", 1.0))
+    batch = Pipeline([source(Fixed(scores=[0.0] * 4), "format"), judge]).score(make_samples(["a"] * 4), 4)
+    assert judge.reward.asked == []
+    assert batch.rewards.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (Gate("fromat", 1.0), "rewards.judge.only_if: no source 'fromat'; there is format, other"),
+        (Gate("other", 1.0), "'other' has an only_if of its own"),
+        (Gate("judge", 1.0), "'judge' has an only_if of its own"),
+    ],
+)
+def test_a_gate_that_cannot_be_is_refused(gate, message):
+    other = source(Lengths(), "other", only_if=Gate("format", 1.0))
+    with pytest.raises(ValueError, match=message):
+        Pipeline([source(Lengths(), "judge", only_if=gate), source(Fixed(), "format"), other])
+
+
+def test_a_source_of_groups_cannot_be_asked_about_rows():
+    class Groups(Lengths):
+        scope = "group"
+
+    with pytest.raises(ValueError, match="'judge' compares whole groups"):
+        Pipeline([source(Groups(), "judge", only_if=Gate("format", 1.0)), source(Fixed(), "format")])
 
 
 # --- holes -----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from trl_rewards.components import (
     Tool,
     ToolCall,
     TrainableReward,
+    Unweighted,
 )
 from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
@@ -115,6 +116,7 @@ __all__ = [
     "ToolError",
     "Traced",
     "TrainableReward",
+    "Unweighted",
     "World",
     "hookimpl",
     "load_advantage",

@@ -303,6 +303,67 @@ def select(
 
 
 @app.command(context_settings=_OVERRIDES)
+def reference(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="recipe whose sources, and `dataset:`, to use")],
+    out: Annotated[Path, typer.Option(help=".jsonl or .parquet file to write")],
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset; default: the recipe's")] = "",
+    model: Annotated[str, typer.Option(help="SFT policy: folder, bundled: or Hub name; default: the recipe's")] = "",
+    n: Annotated[int, typer.Option(help="answers per prompt; PAR finds one to be enough")] = 10,
+    split: str = "train",
+    limit: Annotated[int | None, typer.Option(help="prompts at most")] = None,
+    temperature: float = 0.9,
+    top_p: float = 0.9,
+    top_k: Annotated[int, typer.Option(help="0: every token")] = 50,
+    max_new_tokens: int = 512,
+    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    seed: int = 0,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    trust_remote_code: bool = False,
+    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+) -> None:
+    """Score answers of the policy before training, and write the dataset with these reference rewards as a column.
+
+    That is what `par` and other shapers hold rewards against. Goes on where it stopped when the same command is given
+    again. What it writes is a recipe's dataset_name.
+    """
+    from trl_rewards.models.pretrained import Loading
+    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.pairs import Sampling
+    from trl_rewards.reference import Referencing, reference_rewards
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    words = {"backend": backend, "dtype": dtype}
+    found: Any = {name: _one_of(name, word) for name, word in words.items()}
+    try:
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+        )
+    except ValueError as error:
+        raise RecipeError([str(error)], "trl-rewards reference") from error
+    options = Referencing(
+        prompts=data, split=split, limit=limit, n=n, sampling=sampling, seed=seed, backend=found["backend"]
+    )
+    loading = Loading(
+        path=model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        quantization="4bit" if load_in_4bit else None,
+        trust_remote_code=trust_remote_code,
+    )
+    print(reference_rewards(scoring_recipe(config, (), _overrides(context)), options, loading, out))
+
+
+@app.command(context_settings=_OVERRIDES)
 def agree(
     context: typer.Context,
     data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset with preference pairs")],

@@ -9,6 +9,7 @@ Shapes: N rows after gather, K sources, T completion tokens, G group size.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Score = float | None | Failed
 """One row's score: a number, None for "no opinion", Failed for "could not say". The last two are holes."""
@@ -44,6 +47,10 @@ class Context:
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
     sources: Mapping[str, Reward] = field(default_factory=dict)
     """The recipe's reward sources by name, for a source that asks another one. Not all may be set up yet."""
+    rollout_logps: Callable[[str, Sequence[Sequence[int]], Sequence[Sequence[int]]], list[Tensor]] | None = None
+    """(which, prompts' ids, completions' ids) -> per row the (T,) float32 log-probabilities of the completion's tokens
+    in this process's batch, by "policy", which wrote them, or by the trainer's "reference". Only where a source's
+    `asks_logps` says so."""
     log_metric: Callable[[str, float], None] | None = None
     log_extra: Callable[[str, list], None] | None = None
 
@@ -78,6 +85,9 @@ class Component:
         """The name it has in the recipe, for metrics and messages; its class's where it has none."""
         return getattr(self, "__name__", type(self).__name__.lower())
 
+    def check_sources(self, names: Sequence[str]) -> None:
+        """ValueError if an option names a source that is not among these, all of the recipe's. Called early."""
+
     def setup(self, context: Context) -> None:
         """Load what is heavy. Called once per process, before the policy is loaded."""
 
@@ -107,6 +117,10 @@ class Reward(Component):
     def shares_base(self) -> bool:
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
         return False
+
+    def asks_logps(self) -> tuple[str, ...]:
+        """Of "policy" and "reference": whose log-probabilities of a rollout it asks `context.rollout_logps` for."""
+        return ()
 
     def score(self, samples: Samples) -> list[Score]:
         """One score per row: a float, None for "no opinion", or Failed(reason)."""
@@ -218,7 +232,8 @@ class Scores(NamedTuple):
 class Status:
     """What a cell of `Scores.status` says."""
 
-    OK, ABSTAINED, FAILED, TIMEOUT = range(4)
+    OK, ABSTAINED, FAILED, TIMEOUT, SKIPPED = range(5)
+    """SKIPPED: the source was not asked, since the row did not pass its `only_if`."""
 
 
 class RewardBatch(NamedTuple):
@@ -260,8 +275,32 @@ class Combiner(Component):
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, scores, samples)")
 
 
+class Unweighted(Combiner):
+    """A combiner that takes its sources as members, all alike: a weight of 0 is watched, any other counts."""
+
+    def check_weights(self, weights: Sequence[float]) -> None:
+        name = self.display_name
+        if min(weights) < 0:
+            raise ValueError(
+                f"combine: {name!r} knows no negative weight (got {min(weights):g}); turn that source with "
+                "`shape: [{use: scale, with: {factor: -1.0}}]`, or use weighted_sum"
+            )
+        if len({weight for weight in weights if weight}) > 1:
+            logger.warning("combine: %s takes every weight above 0 for 1", name)
+
+    def members(self, scores: Scores) -> Tensor:
+        """The columns with a weight other than 0, (N, K'); all of them if every weight is 0."""
+        used = scores.weights != 0
+        return scores.values[:, used] if used.any() else scores.values
+
+
 class Shaper(Component):
     """Bends a reward: (N,) -> (N,). NaN rows stay NaN and take no part in statistics."""
+
+    def affine(self) -> bool:
+        """Whether it makes a · r + b of r, with the same a > 0 and b for all rows of a prompt: a group z-score undoes
+        that, and a warning says so."""
+        return False
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
@@ -294,6 +333,10 @@ class Advantage(Component):
     def passes_over(self) -> tuple[str, ...]:
         """Parts of a recipe that it does not see, of "combine" and "shape": a warning says so where they are set."""
         return ()
+
+    def undoes_affine(self) -> bool:
+        """Whether a · r + b, with the same a > 0 and b for all rows of a prompt, gives the advantages of r."""
+        return False
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")

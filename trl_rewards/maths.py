@@ -6,6 +6,7 @@ round-off of a float32 mean over a constant group, divided by its round-off devi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,59 @@ def zscore(rewards: Tensor, group_size: int, eps: float, ddof: int = 1) -> Tenso
     """Group z-score (r - mean) / (std + eps): (N,) -> (N,) float64; exactly 0 in constant groups, holes stay NaN."""
     scale = group_std(rewards, group_size, ddof) + eps
     return centered(rewards, group_size) / scale.masked_fill(scale == 0, 1.0)
+
+
+def standardized(values: Tensor, eps: float = 1e-8, ddof: int = 1, weights: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the batch: (N,) -> (N,) float64; holes stay NaN, 0 where nothing differs.
+
+    `weights` (N,) count a value so many times: with lengths these are the moments over tokens.
+    """
+    import torch
+
+    numbers, holes = values.double(), values.isnan()
+    size = (torch.ones_like(numbers) if weights is None else weights.double()).masked_fill(holes, 0.0)
+    found = numbers.masked_fill(holes, 0.0)
+    total = size.sum()
+    mean = (found * size).sum() / total.clamp(min=1e-300)
+    variance = ((found - mean).square() * size).sum() / (total - ddof).clamp(min=1)
+    result = (numbers - mean) * (variance + eps).rsqrt()
+    return result.masked_fill(~holes & (std(numbers) == 0), 0.0)
+
+
+def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    """Σ_k w_k s_k, with weights renormalised over what is there where a row has holes.  (N,)
+
+    `values` are (N, K), NaN for holes; `weights` (K,), or (N, K) where rows have their own.
+
+    What is renormalised is how far the row's scores are from their group means m_k: a row with holes gets
+    Σ_k w_k m_k + (Σ|w| / Σ_there |w|) · Σ_there w_k (s_k - m_k), so it stands where its other sources put it. Raw
+    scores would not do: scaled up, a penalty in [-1, 0] or with a negative weight would make failing the best thing to
+    do. A source without any score in the group is left out of the group, whose totals are scaled to all weights.
+
+    A row on which only sources of weight 0 have a score is NaN, unless all weights are 0.
+    """
+    import torch
+
+    there = ~values.isnan()
+    used = weights != 0  # 0 · inf is no number
+    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
+    if there.all():
+        return plain
+    size = weights.abs().expand_as(values)
+    groups = values.view(-1, group_size, values.shape[1])
+    group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
+    means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
+    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
+    deviations = (values - means).masked_fill(~(there & used), 0.0)
+    total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
+    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
+    return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
+
+
+def _scale(there: Tensor, size: Tensor) -> Tensor:
+    """Σ|w| / Σ_there |w| of each row, 1 where nothing is there."""
+    present = (there * size).sum(dim=1)
+    return (size.sum(dim=1) / present.masked_fill(present == 0, 1.0)).masked_fill(present == 0, 1.0)
 
 
 def whiten_masked(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
@@ -156,6 +210,38 @@ def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
     """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
     (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
     return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
+
+
+class RunningMoments:
+    """Count, mean and deviation of all values seen so far, merged batch by batch (Chan et al.); holes left out."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def update(self, rewards: Tensor) -> None:
+        """Take in a batch (N,)."""
+        there = rewards[~rewards.isnan()].double()
+        if not there.numel():
+            return
+        mean, count = there.mean().item(), self.count + there.numel()
+        delta = mean - self.mean
+        self.mean += delta * there.numel() / count
+        self.squares += (there - mean).square().sum().item() + delta**2 * self.count * there.numel() / count
+        self.count = count
+
+    def std(self, ddof: int = 0) -> float:
+        """Deviation of what was seen, the population's or, with `ddof` 1, the sample's. 0.0 of equal values, and of
+        fewer than ddof + 1."""
+        if self.count <= ddof:
+            return 0.0
+        deviation = math.sqrt(self.squares / (self.count - ddof))
+        return deviation if deviation > 1e-12 * abs(self.mean) else 0.0  # less is round-off: rewards are float32
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
 
 
 def column_values(values: Sequence[Any]) -> Any:

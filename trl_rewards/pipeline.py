@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import logging
 import os
 from collections.abc import Generator, Sequence
@@ -35,9 +36,11 @@ from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import (
+    Gate,
     Source,
     World,
     check_failures,
+    check_gates,
     close_source,
     drop_rows,
     failures,
@@ -75,10 +78,16 @@ class Pipeline:
             raise ValueError(f"sources must have different names, got {', '.join(names)}; name them with `as:`")
         for source in self.sources:
             source.reward.__name__ = source.name  # ty: ignore[missing-attribute]
+        check_gates(self.sources)
         self.combine = combine or load_combiner("weighted_sum")
         self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
+        for path, component in self.components().items():
+            try:
+                component.check_sources(names)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir
@@ -107,7 +116,7 @@ class Pipeline:
         sources = []
         for spec in recipe.rewards:
             running = dict(spec.running)
-            cache = running.pop("cache", None)
+            cache, gate = running.pop("cache", None), running.pop("only_if", None)
             reward = make("reward", spec)
             base = recipe.base if reward.shares_base() else ""
             sources.append(
@@ -116,6 +125,7 @@ class Pipeline:
                     reward=reward,
                     weight=spec.weight,
                     shape=[make("shaper", shaper) for shaper in spec.shape],
+                    only_if=Gate(**gate) if gate else None,
                     cache=DEFAULT_CACHE if cache is True else resolve_path(cache, recipe.base_dir) if cache else None,
                     signature=f"{Spec.__str__(spec)} {versions} {_local_files(spec, reward, recipe.base_dir)}{base}",
                     use=(spec.use, spec.options, recipe.base_dir),
@@ -137,6 +147,23 @@ class Pipeline:
             if isinstance(error, RecipeError):
                 raise
             raise RecipeError([str(error)], recipe.source) from error
+
+    def warn_of_undone_shapers(self) -> None:
+        """For trainers whose advantages are z-scores within groups: affine shapers that no other follows do nothing.
+
+        A source's own are among them where it is the only one.
+        """
+        steps = [(f"shape.{index}", shaper) for index, shaper in enumerate(self.shape)]
+        if len(self.sources) == 1:
+            (source,) = self.sources
+            own = [(f"rewards.{source.name}.shape.{index}", shaper) for index, shaper in enumerate(source.shape)]
+            steps = own + steps
+        for path, _ in itertools.takewhile(lambda step: step[1].affine(), reversed(steps)):
+            logger.warning(
+                "%s changes nothing: it scales and shifts all rewards of a prompt alike, which the z-score within "
+                "groups undoes. Leave it out, or set `advantage: {use: center}`",
+                path,
+            )
 
     @property
     def names(self) -> list[str]:
@@ -396,13 +423,16 @@ class Pipeline:
         self, scores: Scores, rewards: torch.Tensor, seconds: list[float], world: World, device: Any
     ) -> dict[str, float]:
         slowest = world.gather(torch.tensor([seconds], device=device)).amax(dim=0).tolist()
-        holes = (scores.status != Status.OK).float().mean(dim=0).tolist()
+        holes = scores.values.isnan().float().mean(dim=0).tolist()
+        skipped = (scores.status == Status.SKIPPED).float().mean(dim=0).tolist()
         failed = failures(scores.status).float().mean(dim=0).tolist()
         weights = scores.weights.tolist()
         metrics = {"rewards/total/missing": rewards.isnan().float().mean().item()}
         for k, name in enumerate(scores.names):
             metrics[f"rewards/{name}/missing"] = holes[k]
             metrics[f"rewards/{name}/failed"] = failed[k]
+            if self.sources[k].only_if is not None:
+                metrics[f"rewards/{name}/saved"] = skipped[k]
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics

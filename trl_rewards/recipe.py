@@ -107,7 +107,7 @@ class SourceSpec(Spec):
     path: str = ""
     """Where the user wrote it: `rewards[0]`, `reward_funcs[0]` or `reward_model_name_or_path`."""
     running: dict[str, Any] = field(default_factory=dict)
-    """timeout, retries, max_failures, concurrency, isolate, cache, on_missing: those the recipe sets."""
+    """timeout, retries, max_failures, concurrency, isolate, cache, on_missing, only_if: those the recipe sets."""
 
 
 @dataclass
@@ -200,6 +200,7 @@ class Recipe:
             + Spec.__str__(source)
             + "".join(f"|{shaper}" for shaper in source.shape)
             + (f"|missing:{source.running['on_missing']}" if "on_missing" in source.running else "")
+            + (f"|only_if:{_one_line(source.running['only_if'])}" if "only_if" in source.running else "")
             for source in self.rewards
         )
         parts = [f"trainer:{self.trainer}"]
@@ -532,6 +533,16 @@ _RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
     "max_failures": ("a share from 0 to 1", lambda value: _real(value) and 0 <= value <= 1),
     "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
     "isolate": ("true or false", lambda value: isinstance(value, bool)),
+    "only_if": (
+        "{source: name, at_least: number}, with `otherwise: number` or without",
+        lambda value: (
+            isinstance(value, dict)
+            and {"source", "at_least"} <= set(value) <= {"source", "at_least", "otherwise"}
+            and isinstance(value["source"], str)
+            and all(_real(number) for key, number in value.items() if key != "source" and number is not None)
+            and value["at_least"] is not None
+        ),
+    ),
     "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),
 }
 _SOURCE_KEYS = ("use", "as", "weight", "with", "shape", *_RUNNING)

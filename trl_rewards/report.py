@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS, SAMPLES, PAGE = "metrics.jsonl", "samples.jsonl", "report.html"
-STATUS = {Status.OK: "ok", Status.ABSTAINED: "abstained", Status.FAILED: "failed", Status.TIMEOUT: "timeout"}
+STATUS = {
+    Status.OK: "ok",
+    Status.ABSTAINED: "abstained",
+    Status.FAILED: "failed",
+    Status.TIMEOUT: "timeout",
+    Status.SKIPPED: "not asked",
+}
 SMOOTH_FROM = 30
 """Points from which a curve is drawn as a thin raw line under its running mean."""
 BAND, BAND_ALPHA = "± 1 std", 0.13

@@ -39,6 +39,17 @@ OnMissing = Literal["renormalize", "group_mean", "drop_row", "drop_group", "fail
 ON_MISSING: tuple[str, ...] = get_args(OnMissing)
 
 
+@dataclass(frozen=True)
+class Gate:
+    """`only_if:` a source is asked only about rows that another one scores high enough."""
+
+    source: str
+    at_least: float
+    """The other's score, before its `shape:`, that lets a row pass. A hole does not."""
+    otherwise: float | None = None
+    """The score of rows that do not pass. None: a hole."""
+
+
 @dataclass
 class Source:
     """One entry under `rewards:`: a reward, and how it is run."""
@@ -60,6 +71,8 @@ class Source:
     """Score row by row in processes that can be killed at `timeout`."""
     cache: str | None = None
     """Path of an sqlite file that keeps scores."""
+    only_if: Gate | None = None
+    """Which rows it is asked about. None: all."""
     signature: str = ""
     """What makes a score of this source reproducible; part of the cache's key."""
     use: tuple[str, dict[str, Any], str] | None = None
@@ -129,7 +142,7 @@ def score_sources(
     """Score this rank's rows with every source. All ranks must call it; a broken source raises RewardError on all.
 
     Sources with `scope="group"` see whole groups: where a rank's rows do not divide into groups, rows are gathered,
-    each group is scored on one rank, and the scores go back to the rows' ranks.
+    each group is scored on one rank, and the scores go back to the rows' ranks. Sources with an `only_if` come last.
     """
     local = samples.take(range(len(samples)))
     split = world.size > 1 and len(samples) % group_size != 0
@@ -141,25 +154,38 @@ def score_sources(
         owned = [row for row in range(len(everyone)) if row // group_size % world.size == world.rank]
         grouped = everyone.take(owned, group_size)
 
-    results, problem = _run_all(sources, local, grouped, seed=seed + 7919 * world.rank)
+    rows = {k: grouped if source.reward.scope == "group" else local for k, source in enumerate(sources)}
+    gates = {k: source.only_if for k, source in enumerate(sources) if source.only_if is not None}
+    results, problem = _run_all(sources, {k: rows[k] for k in rows if k not in gates}, seed + 7919 * world.rank)
     world.raise_together(problem, device)
 
-    scores: list[list[Cell]] = []
-    for source, result in zip(sources, results, strict=True):
-        if source.reward.scope == "group" and split:
+    scores: list[list[Cell]] = [[] for _ in sources]
+    for k, result in results.items():
+        if sources[k].reward.scope == "group" and split:
             shares = world.gather_objects(dict(zip(owned, result.scores, strict=True)))
             by_row = {row: score for share in shares for row, score in share.items()}
             first = world.rank * len(local)
-            scores.append([by_row[first + row] for row in range(len(local))])
+            scores[k] = [by_row[first + row] for row in range(len(local))]
         else:
-            scores.append(result.scores)
+            scores[k] = result.scores
+    asked = {k: _passing(gate, sources, scores) for k, gate in gates.items()}
+    if gates:
+        more, problem = _run_all(sources, {k: local.take(asked[k]) for k in gates}, seed + 7919 * world.rank)
+        world.raise_together(problem, device)
+        results |= more
+        for k, result in more.items():
+            said = dict(zip(asked[k], result.scores, strict=True))
+            scores[k] = [said.get(row, gates[k].otherwise) for row in range(len(local))]
     values = [[_number(score) for score in column] for column in scores]
     status = [[_status(score) for score in column] for column in scores]
+    for k, passed in asked.items():
+        for row in set(range(len(local))) - set(passed):
+            status[k][row] = Status.SKIPPED
     return Scored(
         torch.tensor(values, dtype=torch.float32, device=device).T.reshape(len(samples), len(sources)),
         torch.tensor(status, dtype=torch.uint8, device=device).T.reshape(len(samples), len(sources)),
         [[score.reason for score in column if isinstance(score, Failed)] for column in scores],
-        [result.seconds for result in results],
+        [results[k].seconds for k in range(len(sources))],
         {
             k: [cell if isinstance(cell, list) else [] for cell in scores[k]]
             for k, source in enumerate(sources)
@@ -182,32 +208,38 @@ class _Result(NamedTuple):
     seconds: float
 
 
-def _run_all(
-    sources: Sequence[Source], local: Samples, grouped: Samples, seed: int
-) -> tuple[list[_Result], str | None]:
-    """Waiting sources go side by side in threads; the others take their turn here, in the recipe's order."""
-    results: list[_Result] = [_Result([], 0.0)] * len(sources)
+def _passing(gate: Gate, sources: Sequence[Source], scores: list[list[Cell]]) -> list[int]:
+    """The rows that pass a gate; a hole, which is NaN, does not."""
+    column = scores[[source.name for source in sources].index(gate.source)]
+    return [row for row, score in enumerate(column) if _number(score) >= gate.at_least]
+
+
+def _run_all(sources: Sequence[Source], rows: dict[int, Samples], seed: int) -> tuple[dict[int, _Result], str | None]:
+    """Those sources of which `rows` has the samples, by their place. Waiting ones go side by side in threads; the
+    others take their turn here, in the recipe's order."""
+    results: dict[int, _Result] = {}
     problems: dict[int, str] = {}
 
     def run(index: int) -> None:
         source = sources[index]
         start = time.perf_counter()
         try:
-            scores = run_source(source, grouped if source.reward.scope == "group" else local)
+            scores = run_source(source, rows[index])
             results[index] = _Result(scores, time.perf_counter() - start)
         except (Exception, SystemExit) as error:
             problems[index] = str(error) if isinstance(error, RewardError) else f"reward {source.name!r}: {error!r}"
 
-    with private_randomness(seed + 104729 * local.step):
+    step = next((samples.step for samples in rows.values()), 0)
+    with private_randomness(seed + 104729 * step):
         threads = [
             threading.Thread(target=run, args=(index,), name=f"reward-{source.name}", daemon=True)
             for index, source in enumerate(sources)
-            if not _runs_here(source)
+            if index in rows and not _runs_here(source)
         ]
         for thread in threads:
             thread.start()
         for index, source in enumerate(sources):
-            if _runs_here(source):
+            if index in rows and _runs_here(source):
                 run(index)
         for thread in threads:
             thread.join()
@@ -235,6 +267,22 @@ def private_randomness(seed: int) -> Generator[None]:
         finally:
             random.setstate(python_state)
             numpy.random.set_state(numpy_state)
+
+
+def check_gates(sources: Sequence[Source]) -> None:
+    """ValueError where an `only_if` names no source, one with an `only_if` of its own, or stands at one of groups."""
+    named = {source.name: source for source in sources}
+    for source in sources:
+        if source.only_if is None:
+            continue
+        where, gate = f"rewards.{source.name}.only_if", named.get(source.only_if.source)
+        if gate is None:
+            there = ", ".join(name for name in named if name != source.name)
+            raise ValueError(f"{where}: no source {source.only_if.source!r}; there is {there or 'no other'}")
+        if gate.only_if is not None:
+            raise ValueError(f"{where}: {gate.name!r} has an only_if of its own; name one that scores all rows")
+        if source.reward.scope == "group":
+            raise ValueError(f"{where}: {source.name!r} compares whole groups, and cannot be asked about single rows")
 
 
 # --- one source ------------------------------------------------------------------------------------------------------
@@ -556,17 +604,18 @@ def failures(status: torch.Tensor) -> torch.Tensor:
 def check_failures(source: Source, status: torch.Tensor, reasons: list[str]) -> None:
     """RewardError if too many cells of a source failed, or if it has holes and may have none. `status`: (N,)."""
     failed = int(failures(status).sum())
-    share = failed / max(len(status), 1)
+    asked = int((status != Status.SKIPPED).sum())
+    share = failed / max(asked, 1)
     said = "; ".join(f"{reason} ({count} times)" for reason, count in Counter(reasons).most_common(3))
     if share > source.max_failures:
         raise RewardError(
-            f"reward {source.name!r} failed on {failed} of {len(status)} completions, more than max_failures "
+            f"reward {source.name!r} failed on {failed} of {asked} completions, more than max_failures "
             f"{source.max_failures:g} allows: {said}"
         )
-    holes = int((status != Status.OK).sum())
+    holes = int(((status != Status.OK) & (status != Status.SKIPPED)).sum())
     if holes and source.on_missing == "fail":
         raise RewardError(
-            f"reward {source.name!r} has no score for {holes} of {len(status)} completions, and on_missing is 'fail'"
+            f"reward {source.name!r} has no score for {holes} of {asked} completions, and on_missing is 'fail'"
             + (f": {said}" if said else " (it abstained)")
         )
 

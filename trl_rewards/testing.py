@@ -197,8 +197,11 @@ def _same(got: list[Score], wanted: list[Score], complaint: str) -> None:
 
 
 def check_combiner(combiner: Combiner) -> None:
-    """A combiner gives (N,), leaves a row without any score NaN, and treats rows alike whatever their place."""
+    """A combiner gives (N,), leaves a row without any score NaN, treats rows alike whatever their place, and restores
+    its state exactly."""
     import torch
+
+    fresh = copy.deepcopy(combiner)
 
     values = [[0.2, 0.9], [0.4, 0.1], [0.7, 0.7], [0.0, 0.6], [None, 0.5], [0.3, None], [None, None], [0.8, 0.2]]
     scores = make_scores(values, weights=[1.0, 0.5], group_size=4)
@@ -210,10 +213,14 @@ def check_combiner(combiner: Combiner) -> None:
     assert total[6].isnan(), "a row without any score must stay NaN"
     assert total[[0, 1, 2, 3, 7]].isfinite().all(), "rows with every score must have a finite total"
     swapped = [4, 5, 6, 7, 0, 1, 2, 3]
-    again = combiner(scores._replace(values=scores.values[swapped]), samples)
+    again = copy.deepcopy(fresh)(scores._replace(values=scores.values[swapped]), samples)
     _close(again, total[swapped], "totals depend on the order of groups")
     alone = make_scores([row[:1] for row in values], group_size=4)
-    assert combiner(alone, samples).shape == (len(values),), "one source alone must work"
+    assert copy.deepcopy(fresh)(alone, samples).shape == (len(values),), "one source alone must work"
+    resumed = copy.deepcopy(fresh)
+    resumed.load_state_dict(copy.deepcopy(combiner.state_dict()))
+    for _ in range(2):
+        _close(resumed(scores, samples), combiner(scores, samples), "state_dict does not hold all of its state")
     _check_state(combiner)
 
 

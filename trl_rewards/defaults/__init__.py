@@ -22,11 +22,13 @@ def register_rewards():
 @hookimpl
 def register_combiners():
     return {
+        "max": "trl_rewards.defaults.combiners:Max",
         "mean": "trl_rewards.defaults.combiners:Mean",
         "median": "trl_rewards.defaults.combiners:Median",
         "min": "trl_rewards.defaults.combiners:Min",
         "normalize_then_sum": "trl_rewards.defaults.combiners:NormalizeThenSum",
         "product": "trl_rewards.defaults.combiners:Product",
+        "trimmed": "trl_rewards.defaults.combiners:Trimmed",
         "weighted_sum": "trl_rewards.defaults.combiners:WeightedSum",
     }
 

@@ -25,6 +25,9 @@ class GroupNorm(Advantage):
     ddof: int = 1
     """1: sample deviation, as in TRL; 0: population deviation."""
 
+    def undoes_affine(self) -> bool:
+        return True
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         return zscore(batch.rewards, batch.scores.group_size, self.eps, self.ddof).nan_to_num(nan=0.0)
 

@@ -6,52 +6,14 @@ recipe, schedules applied. Sources of weight 0 are watched, not combined.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trl_rewards.components import Combiner, Scores
-from trl_rewards.maths import std, zscore
+from trl_rewards.components import Combiner, Scores, Unweighted
+from trl_rewards.maths import std, weighted_sum, zscore
 from trl_rewards.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-logger = logging.getLogger(__name__)
-
-
-def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
-    """Σ_k w_k s_k, with weights renormalised over what is there where a row has holes: (N, K), (K,) -> (N,).
-
-    What is renormalised is how far the row's scores are from their group means m_k: a row with holes gets
-    Σ_k w_k m_k + (Σ|w| / Σ_there |w|) · Σ_there w_k (s_k - m_k), so it stands where its other sources put it. Raw
-    scores would not do: scaled up, a penalty in [-1, 0] or with a negative weight would make failing the best thing to
-    do. A source without any score in the group is left out of the group, whose totals are scaled to all weights.
-
-    A row on which only sources of weight 0 have a score is NaN, unless all weights are 0.
-    """
-    import torch
-
-    there = ~values.isnan()
-    used = weights != 0  # 0 · inf is no number
-    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
-    if there.all():
-        return plain
-    size = weights.abs()
-    groups = values.view(-1, group_size, values.shape[1])
-    group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
-    means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
-    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
-    deviations = (values - means).masked_fill(~(there & used), 0.0)
-    total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
-    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any())
-    return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
-
-
-def _scale(there: Tensor, size: Tensor) -> Tensor:
-    """Σ|w| / Σ_there |w| of each row, 1 where nothing is there."""
-    present = (there * size).sum(dim=1)
-    return (size.sum() / present.masked_fill(present == 0, 1.0)).masked_fill(present == 0, 1.0)
 
 
 class WeightedSum(Combiner):
@@ -90,53 +52,68 @@ class NormalizeThenSum(Combiner):
         return ((total - total.nanmean()) / (std(total) + self.eps)).to(scores.values.dtype)
 
 
-class _Unweighted(Combiner):
-    """Weights only say which sources count: 0 is watched, anything above 0 counts."""
-
-    def check_weights(self, weights: Sequence[float]) -> None:
-        if min(weights) < 0:
-            name = type(self).__name__.lower()
-            raise ValueError(
-                f"combine: {name!r} knows no negative weight (got {min(weights):g}); turn that source with "
-                "`shape: [{use: scale, with: {factor: -1.0}}]`, or use weighted_sum"
-            )
-        if len({weight for weight in weights if weight}) > 1:
-            logger.warning("combine: %s takes every weight above 0 for 1", type(self).__name__.lower())
-
-
-def _in_use(scores: Scores) -> Tensor:
-    """The columns with a weight other than 0, (N, K') ; all of them if every weight is 0."""
-    used = scores.weights != 0
-    return scores.values[:, used] if used.any() else scores.values
-
-
-class Mean(_Unweighted):
+class Mean(Unweighted):
     """Unweighted mean of the sources, ignoring holes. Weights only say which sources count (0: watched)."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        return _in_use(scores).nanmean(dim=1)
+        return self.members(scores).nanmean(dim=1)
 
 
-class Median(_Unweighted):
+class Median(Unweighted):
     """Median of the sources, ignoring holes; the mean of the middle two where an even number is there."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        return _in_use(scores).nanquantile(0.5, dim=1)
+        return self.members(scores).nanquantile(0.5, dim=1)
 
 
-class Min(_Unweighted):
+class Min(Unweighted):
     """The lowest source, ignoring holes: every source must be satisfied."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        values = _in_use(scores)
+        values = self.members(scores)
         holes = values.isnan()
         return values.masked_fill(holes, float("inf")).amin(dim=1).masked_fill(holes.all(dim=1), float("nan"))
 
 
-class Product(_Unweighted):
+class Product(Unweighted):
     """Product of the sources, ignoring holes: for scores in [0, 1], a soft AND. Weights say which sources count."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
-        values = _in_use(scores)
+        values = self.members(scores)
         holes = values.isnan()
         return values.masked_fill(holes, 1.0).prod(dim=1).masked_fill(holes.all(dim=1), float("nan"))
+
+
+class Max(Unweighted):
+    """The highest source, ignoring holes: no paper's advice, but what an ensemble has to be better than."""
+
+    def __call__(self, scores: Scores, samples: Samples) -> Tensor:
+        values = self.members(scores)
+        holes = values.isnan()
+        return values.masked_fill(holes, -float("inf")).amax(dim=1).masked_fill(holes.all(dim=1), float("nan"))
+
+
+def trimmed_mean(values: Tensor, share: float) -> Tensor:
+    """Mean of a row's scores without the lowest and the highest floor(share · n) of its n: (N, K) -> (N,) float64."""
+    import torch
+
+    count = (~values.isnan()).sum(dim=1, keepdim=True)
+    away = (count * share).floor()
+    ordered = values.double().nan_to_num(nan=float("inf")).sort(dim=1).values  # holes come last
+    place = torch.arange(values.shape[1], device=values.device)
+    kept = (place >= away) & (place < count - away)
+    return ordered.masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)  # 0 / 0 is NaN
+
+
+class Trimmed(Unweighted):
+    """Mean of the sources without the lowest and the highest, ignoring holes: one broken source moves nothing."""
+
+    share: float = 0.2
+    """Share of a row's scores that goes at each end, rounded down: of five sources 0.2 takes one; in [0, 0.5)."""
+
+    def __post_init__(self):
+        if not 0 <= self.share < 0.5:
+            raise ValueError(f"share must be at least 0 and below 0.5, got {self.share}")
+
+    def __call__(self, scores: Scores, samples: Samples) -> Tensor:
+        return trimmed_mean(self.members(scores), self.share).to(scores.values.dtype)

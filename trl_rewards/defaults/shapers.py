@@ -6,10 +6,10 @@ which are the same on every rank, since shapers see the gathered batch.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards.components import Shaper
+from trl_rewards.maths import RunningMoments
 from trl_rewards.samples import Samples
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class Scale(Shaper):
 
     factor: float = 1.0
     offset: float = 0.0
+
+    def affine(self) -> bool:
+        return self.factor > 0
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         return rewards * self.factor + self.offset
@@ -85,28 +88,22 @@ class Whiten(Shaper):
     """Added to the deviation."""
 
     def __post_init__(self):
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self._seen = RunningMoments()
+
+    def affine(self) -> bool:
+        return True
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
-        there = rewards[~rewards.isnan()].double()
-        if there.numel():
-            self._merge(there.numel(), there.mean().item(), (there - there.mean()).square().sum().item())
-        std = math.sqrt(self.squares / self.count) if self.count else 0.0
-        centered = rewards.double() - (self.mean if self.center else 0.0)
+        self._seen.update(rewards)
+        std = self._seen.std()
+        centered = rewards.double() - (self._seen.mean if self.center else 0.0)
         return (centered / (std + self.eps if std > 0 else 1.0)).to(rewards.dtype)
 
-    def _merge(self, count: int, mean: float, squares: float) -> None:
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean += delta * count / total
-        self.squares += squares + delta**2 * self.count * count / total
-        self.count = total
-
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+        return self._seen.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+        self._seen.load_state_dict(state)
 
 
 def _require_positive(scale: float) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         sample_candidates,
         stream,
     )
-    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text
+    from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
     from trl_rewards.models.untrusted import without_thinking
@@ -83,6 +83,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "longest_text": "scorer",
     "nested_options": "options",
     "outcomes_of": "learner",
+    "padded_rollout": "scorer",
     "parts": "learner",
     "shown_text": "encoding",
     "api_key": "http",
@@ -152,6 +153,7 @@ __all__ = [
     "longest_text",
     "nested_options",
     "outcomes_of",
+    "padded_rollout",
     "parts",
     "sample_candidates",
     "shown_text",

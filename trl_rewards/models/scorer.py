@@ -297,6 +297,19 @@ def default_budget(loading: Loading) -> int:
     return CPU_BUDGET if device_of(loading).type == "cpu" else BUDGET
 
 
+def padded_rollout(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Ids and mask (B, …), prompts padded on the left and completions on the right, and the completions' width."""
+    longest, width = max(map(len, prompts)), max(1, *map(len, completions))
+    ids = torch.full((len(prompts), longest + width), pad)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        place = slice(longest - len(prompt), longest + len(completion))
+        ids[row, place], mask[row, place] = torch.tensor([*prompt, *completion]), 1
+    return ids, mask, width
+
+
 def padded(ids: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(B, T) token ids padded on the right, and their mask: None for rows of one length, which is what lets attention
     take its fastest kernel."""

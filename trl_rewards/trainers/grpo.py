@@ -16,6 +16,8 @@ class GRPOTrainer(PipelineMixin, trl.GRPOTrainer):
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
         super()._check_arguments(args, pipeline)
+        if pipeline.advantage is None and args.scale_rewards == "group":
+            pipeline.warn_of_undone_shapers()
         if args.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"multi_objective_aggregation={args.multi_objective_aggregation!r} would see one column, the total; "

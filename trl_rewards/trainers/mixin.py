@@ -3,7 +3,7 @@
 `_calculate_rewards` returns `[total | one column per source]`, with weights `[1, 0, …, 0]`, so that TRL logs every
 source and trains on the total. `_generate_and_score_completions` puts the recipe's advantages where TRL's were.
 `_save_checkpoint` and `_load_optimizer_and_scheduler` keep the pipeline's state beside TRL's own; `_save` leaves the
-adapters of rewards out of the policy's.
+adapters of rewards out of the policy's; `_get_per_token_logps_and_entropies` lets rewards reuse what TRL has computed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
 from trl_rewards.trainers.refill import Generated, merge, more_rows, staying
+from trl_rewards.trainers.rollout import RolloutLogps
 from trl_rewards.trainers.seam import check_seam
 from trl_rewards.trainers.sharing import policy_base
 from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
@@ -78,6 +79,7 @@ class PipelineMixin(_Trainer):
             self._check_arguments(args, pipeline)
             _check_data(options.get("train_dataset", more[0] if more else None), args, pipeline)
         self.shared_base = policy_base(pipeline, model, args)
+        self._asked_logps: RolloutLogps | None = None
         self._context = Context(
             device=args.device if args is not None else None,
             seed=args.seed if args is not None else 0,
@@ -98,6 +100,8 @@ class PipelineMixin(_Trainer):
                 "`use: ./file.py:reward`, and give get_reward another name"
             )
         self._context.tokenizer = self._tokenizer
+        if any(source.reward.asks_logps() for source in pipeline.sources):
+            self._context.rollout_logps = self._asked_logps = RolloutLogps(self)
         keep_4bit_unpacked(self.model)
         if self.shared_base is not None:
             self.shared_base.bind(self.model)
@@ -108,9 +112,19 @@ class PipelineMixin(_Trainer):
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
-        """ValueError for arguments that a pipeline takes the meaning of. Trainers add their own."""
+        """ValueError for arguments that a pipeline takes the meaning of, or cannot go with. Trainers add their own."""
+        for source in pipeline.sources:
+            if (asked := source.reward.asks_logps()) and args.temperature != 1:
+                raise ValueError(
+                    f"{source.name!r} asks for log-probabilities of the rollout, which TRL makes of logits over the "
+                    f"temperature: set temperature to 1.0, got {args.temperature}"
+                )
+            if "reference" in asked and args.beta == 0:
+                raise ValueError(f"{source.name!r} asks for the reference's log-probabilities: beta 0 has none")
         if args.reward_weights is not None:
             raise ValueError("reward_weights goes with reward_funcs; with a pipeline each source has its own weight")
+        if pipeline.advantage is not None and pipeline.advantage.undoes_affine():
+            pipeline.warn_of_undone_shapers()
         if args.save_strategy == "steps" and args.save_steps >= 1:
             per_generation = args.steps_per_generation * args.num_iterations
             if (args.save_steps * args.gradient_accumulation_steps) % per_generation:
@@ -182,6 +196,8 @@ class PipelineMixin(_Trainer):
 
     def _generate_and_score_completions(self, inputs):
         self.last_advantages = None
+        if self.pipeline is not None and self._asked_logps is not None:
+            self._asked_logps.clear()
         output = super()._generate_and_score_completions(inputs)
         if self.pipeline is None:
             return output
@@ -199,6 +215,13 @@ class PipelineMixin(_Trainer):
             self._save_what_was_trained()
             raise
         return output
+
+    def _get_per_token_logps_and_entropies(self, model, *inputs, **options):
+        found = super()._get_per_token_logps_and_entropies(model, *inputs, **options)
+        if self.pipeline is not None and self._asked_logps is not None and not torch.is_grad_enabled():
+            ids, attention, width = inputs
+            self._asked_logps.record(model, ids, attention, width, found[0])
+        return found
 
     def _filtered(self, output: dict[str, Any]) -> dict[str, Any]:
         """TRL's output of groups that stay, of this batch and of others where the filter asks for more, as far as

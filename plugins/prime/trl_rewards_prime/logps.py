@@ -48,15 +48,9 @@ class CompletionModel:
 
     def padded(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor, int]:
         """Ids and mask (B, …), prompts padded on the left and completions on the right, and the completions' width."""
-        import torch
+        from trl_rewards.models import padded_rollout
 
-        longest, width = max(map(len, prompts)), max(1, *map(len, completions))
-        ids = torch.full((len(prompts), longest + width), self.tokenizer.pad_token_id)
-        attention = torch.zeros_like(ids)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            place = slice(longest - len(prompt), longest + len(completion))
-            ids[row, place], attention[row, place] = torch.tensor(prompt + completion), 1
-        return ids, attention, width
+        return padded_rollout(prompts, completions, self.tokenizer.pad_token_id)
 
     def logps(self, ids: Tensor, attention: Tensor, width: int) -> Tensor:
         """(B, width) float32 log-probabilities of the last `width` tokens, on the model's device."""

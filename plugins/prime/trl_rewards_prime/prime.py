@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl_rewards import Context, RewardBatch, RewardError, Samples, Score, TokenReward, TokenShaper, TrainableReward
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from trl_rewards import Scores, World
 
 ADAPTER = "prime"
+_Row = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a prompt and of its completion."""
 
 
 class Prime(InProcess, TokenReward, TrainableReward):
@@ -45,6 +48,10 @@ class Prime(InProcess, TokenReward, TrainableReward):
     update_mode: Literal["after", "before", "none"] = "after"
     """`after`: learn from each batch once it is scored. `before`: learn from it and score it again, so that the policy
     is trained on what was learned (the paper's double forward pass). `none`: π_φ stays as it is."""
+    reference: Literal["frozen", "old_policy", "trainer"] = "frozen"
+    """π_ref: `frozen`, the model without its adapter; `old_policy`, the policy that wrote the completions, the
+    authors' other choice; `trainer`, the trainer's own reference, where `beta` is above 0. The last two in GRPO and
+    RLOO at temperature 1; what TRL has computed of them is used again."""
     compat: Literal["paper", "verl", "original"] = "paper"
     """`verl`: a row's last token gets 0. `original`, the authors' code: rewards without β."""
     granularity: Literal["token", "whole"] = "token"
@@ -81,11 +88,18 @@ class Prime(InProcess, TokenReward, TrainableReward):
             raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
         self._model: _AdapterModel | None = None
         self._base: Any = None
+        self._context: Context | None = None
+        self._references: dict[_Row, Tensor] = {}  # log π_ref of the rows scored last, for `update`
+        self._step = 0
+
+    def asks_logps(self) -> tuple[str, ...]:
+        return {"frozen": (), "old_policy": ("policy",), "trainer": ("reference",)}[self.reference]
 
     def shares_base(self) -> bool:
         return self.path is None
 
     def setup(self, context: Context) -> None:
+        self._context = context
         if self.path is None:
             self._base = context.shared_base
             if self._base is not None:
@@ -101,6 +115,7 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
     def close(self) -> None:
         self._model = self._base = None
+        self._references.clear()
 
     def _lora(self) -> Any:
         from peft import LoraConfig
@@ -136,11 +151,16 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
         model = self._ready()
         lengths = samples.lengths
+        offline = self._context is None or self._context.trainer_state is None
+        if offline or samples.step != self._step:
+            self._references.clear()
+            self._step = samples.step
         rows = [model.encode(prompt) for prompt in samples.prompts]
         found: list[list[float | None] | Score] = []
         for part in parts(range(len(rows)), self.micro_batch):
             with torch.no_grad():
-                q, mask = model.log_ratios([rows[row] for row in part], [samples.completion_ids[row] for row in part])
+                prompts, completions = [rows[row] for row in part], [samples.completion_ids[row] for row in part]
+                q, mask = self._log_ratios(model, prompts, completions)
             scores = token_scores(q, mask, self.beta, self.compat, self.granularity == "whole", self.lam)
             found += [
                 row[:length].tolist() for row, length in zip(scores, (lengths[row] for row in part), strict=True)
@@ -156,6 +176,8 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
         model, world, size = self._ready(), World.current(), batch.scores.group_size
         outcomes = outcomes_of(batch, self.display_name, self.outcome)
+        for share in world.gather_objects({row: logps.cpu() for row, logps in self._references.items()}):
+            self._references |= share
         sums = self._all_sums(batch, world) if self.loss != "ce" else None
         samples, taking_part = batch.samples, ~(outcomes.isnan() | batch.rewards.isnan())
         rows = [row for row in range(len(samples)) if taking_part[row] and samples.completion_ids[row]]
@@ -175,10 +197,29 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
     def _sums(self, model: _AdapterModel, samples: Samples, rows: list[int]) -> Tensor:
         """β Σ q of these rows, with gradient where the model is being trained."""
-        q, _ = model.log_ratios(
-            [model.encode(samples.prompts[row]) for row in rows], [samples.completion_ids[row] for row in rows]
-        )
+        prompts = [model.encode(samples.prompts[row]) for row in rows]
+        q, _ = self._log_ratios(model, prompts, [samples.completion_ids[row] for row in rows])
         return self.beta * q.sum(dim=1)
+
+    def _log_ratios(
+        self, model: _AdapterModel, prompts: list[list[int]], completions: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) log π_φ - log π_ref, with gradient where the model is being trained, and its mask."""
+        rows = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+        missing = [index for index, row in enumerate(rows) if row not in self._references]
+        if missing:
+            given = [prompts[index] for index in missing], [completions[index] for index in missing]
+            found = self._rollout_logps(*given) if self.asks_logps() else model.reference_logps(*given)
+            self._references |= {rows[index]: logps for index, logps in zip(missing, found, strict=True)}
+        return model.log_ratios(prompts, completions, [self._references[row] for row in rows])
+
+    def _rollout_logps(self, prompts: list[list[int]], completions: list[list[int]]) -> list[Tensor]:
+        if self._context is None or self._context.rollout_logps is None:
+            raise RewardError(
+                f"{self.display_name!r}: reference {self.reference!r} is known to trl_rewards' GRPO and RLOO trainers "
+                "alone; set reference: frozen"
+            )
+        return self._context.rollout_logps(self.asks_logps()[0], prompts, completions)
 
     def _all_sums(self, batch: RewardBatch, world: World) -> Tensor:
         """(N,) β Σ q of every row as it is before learning, each process its share."""
@@ -233,20 +274,28 @@ class _AdapterModel(CompletionModel):
             reward.max_grad_norm,
         )
 
-    def log_ratios(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    def reference_logps(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
+        """Per row the (T,) log-probabilities of the completion's tokens without the adapter."""
+        from trl_rewards.models import using
+
+        with using(self.model, None):
+            logps = self.logps(*self.padded(prompts, completions))
+        return [row[: len(completion)] for row, completion in zip(logps, completions, strict=True)]
+
+    def log_ratios(
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], references: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """(B, T) log π_φ - log π_ref of the completions' tokens, float32, 0 on the padding at the right; its mask."""
         import torch
 
         from trl_rewards.models import using
 
         ids, attention, width = self.padded(prompts, completions)
-        with using(self.model, None):
-            reference = self.logps(ids, attention, width)
-        if torch.is_grad_enabled():
+        with nullcontext() if torch.is_grad_enabled() else using(self.model, ADAPTER):
             logps = self.logps(ids, attention, width)
-        else:
-            with using(self.model, ADAPTER):
-                logps = self.logps(ids, attention, width)
+        reference = torch.zeros_like(logps)
+        for row, known in enumerate(references):
+            reference[row, : len(known)] = known
         mask = attention[:, -width:].to(logps.device)
         return (logps - reference).masked_fill(mask == 0, 0.0), mask
 

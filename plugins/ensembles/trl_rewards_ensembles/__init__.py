@@ -1,0 +1,15 @@
+"""Combiners: what several rewards, or several members of an ensemble, say together."""
+
+from trl_rewards import hookimpl
+
+
+@hookimpl
+def register_combiners():
+    return {
+        "armorm": "trl_rewards_ensembles.armorm:ArmoRM",
+        "harmonic": "trl_rewards_ensembles.harmonic:Harmonic",
+        "lagrangian": "trl_rewards_ensembles.lagrangian:Lagrangian",
+        "log_and": "trl_rewards_ensembles.log_and:LogAnd",
+        "mean_minus_std": "trl_rewards_ensembles.mean_minus_std:MeanMinusStd",
+        "uwo": "trl_rewards_ensembles.uwo:UWO",
+    }

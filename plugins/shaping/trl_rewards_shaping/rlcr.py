@@ -1,0 +1,204 @@
+"""RLCR: right answers with honest confidence.  https://huggingface.co/papers/2507.16806
+
+An answer comes with a confidence q in [0, 1]; c is 1 where it is right. Nothing is earned by claiming another q than
+the chance of being right.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from trl_rewards import Context, Reward, Samples, Score, load_reward
+
+MALFORMED = -1.0
+"""What a reply of another form earns: as little as a wrong answer of full confidence."""
+
+
+def calibrated(right: float, confidence: float) -> float:
+    """c - (q - c)², in [-1, 1]. Its mean over c is highest at q = P(c = 1) = p, where it is p²."""
+    return right - (confidence - right) ** 2
+
+
+def read_reply(text: str, analysis: bool = True) -> tuple[str, float] | None:
+    """Answer and confidence of `…</think> <answer>…</answer> <analysis>…</analysis> <confidence>q</confidence>`.
+
+    Only white space may stand between the blocks and after them. None for any other form, and for a confidence that is
+    no number in [0, 1]. Without `analysis` that block is not there.
+    """
+    found = []
+    for tag in ("confidence", "analysis", "answer") if analysis else ("confidence", "answer"):
+        text = text.rstrip()
+        before, opened, content = text.removesuffix(f"</{tag}>").rpartition(f"<{tag}>")
+        if not opened or not text.endswith(f"</{tag}>"):
+            return None
+        text = before
+        found.append(content)
+    confidence = as_confidence(found[0])
+    if confidence is None or not text.rstrip().endswith("</think>"):
+        return None
+    return found[-1].strip(), confidence
+
+
+def as_confidence(text: str) -> float | None:
+    """A number in [0, 1]; None for anything else, such as `90%`."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
+
+
+def plain(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous spaces, as HotpotQA compares answers."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", text).split())
+
+
+def brier(confidences: Sequence[float], right: Sequence[float]) -> float:
+    """Mean of (q - c)², in [0, 1]; 0 is best."""
+    return sum((q - c) ** 2 for q, c in zip(confidences, right, strict=True)) / len(right)
+
+
+def ece(confidences: Sequence[float], right: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error: |mean confidence - share of right answers| over bins of equal width, by their size.
+
+    In [0, 1]; 0 is best. A bin holds its lower edge, the last one 1 too.
+    """
+    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for q, c in zip(confidences, right, strict=True):
+        found = sums[min(int(q * bins), bins - 1)]
+        found[0] += q
+        found[1] += c
+    return sum(abs(q - c) for q, c in sums.values()) / len(right)
+
+
+def auroc(confidences: Sequence[float], right: Sequence[float]) -> float | None:
+    """How often a right answer is more confident than a wrong one, ties half; None where all are right, or wrong."""
+    ranked = sorted(zip(confidences, right, strict=True))
+    wins, start, wrong = 0.0, 0, 0
+    while start < len(ranked):
+        end = start
+        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
+            end += 1
+        hits = sum(1 for _, c in ranked[start:end] if c)
+        misses = end - start - hits
+        wins += hits * (wrong + misses / 2)
+        wrong += misses
+        start = end
+    pairs = wrong * (len(ranked) - wrong)
+    return wins / pairs if pairs else None
+
+
+def vote_weights(answers: Sequence[str], confidences: Sequence[float]) -> Mapping[str, float]:
+    """Each answer's sum of confidences; the one with the most is the confidence-weighted vote."""
+    weights: dict[str, float] = {}
+    for answer, confidence in zip(answers, confidences, strict=True):
+        weights[answer] = weights.get(answer, 0.0) + confidence
+    return weights
+
+
+def weighted_vote(answers: Sequence[str], confidences: Sequence[float]) -> str:
+    """The answer with the largest sum of confidences, the first of equal ones."""
+    weights = vote_weights(answers, confidences)
+    return max(weights, key=weights.__getitem__)
+
+
+def most_confident(answers: Sequence[str], confidences: Sequence[float]) -> str:
+    """The answer of the highest confidence, the first of equal ones."""
+    return answers[max(range(len(answers)), key=confidences.__getitem__)]
+
+
+class RLCR(Reward):
+    """c - (q - c)² of an answer that is right (c = 1) or not (c = 0) and its stated confidence q, in [-1, 1].
+
+    https://huggingface.co/papers/2507.16806. The completion must be `…</think> <answer>…</answer>
+    <analysis>…</analysis> <confidence>q</confidence>`; another form earns -1. A row without a reference answer has no
+    opinion (None). Set `scale_rewards: none` or `advantage: {use: center}`: a z-score within groups divides by a
+    deviation that depends on q, and then another q than the true chance pays.
+
+    The authors' code (damanimehul/RLCR@8904bed) adds up the measures `format`, `accuracy` and `brier`, 1 - (q - c)²,
+    as three sources of weight 0.5 each, all 0 for another form: half of this reward and 0.5 more, and the format. Logs
+    accuracy, Brier score, calibration error (ten bins) and AUROC of each batch.
+    """
+
+    answer: str = "answer"
+    """Dataset column with the reference answer, or a list of them."""
+    match: Literal["exact", "math"] = "exact"
+    """How answers are compared: as plain text, without case, punctuation and articles, or as `accuracy` does."""
+    measure: Literal["reward", "format", "accuracy", "brier"] = "reward"
+    """`reward`, or one of the three that the authors' code adds up."""
+    analysis: bool = True
+    """Whether the form has an `<analysis>` block."""
+
+    def __post_init__(self):
+        self._context = Context()
+        self._math = load_reward("accuracy", answer="answer") if self.match == "math" else None
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.answer,)
+
+    def setup(self, context: Context) -> None:
+        self._context = context
+        if self._math:
+            self._math.setup(context)
+
+    def close(self) -> None:
+        if self._math:
+            self._math.close()
+
+    def score(self, samples: Samples) -> list[Score]:
+        replies = [read_reply(text, self.analysis) for text in samples.texts]
+        if self.measure == "format":
+            return [float(reply is not None) for reply in replies]
+        right = self._right(samples, [reply[0] if reply else "" for reply in replies])
+        self._log([(reply[1], c) for reply, c in zip(replies, right, strict=True) if reply and isinstance(c, float)])
+        return [self._one(reply, c) for reply, c in zip(replies, right, strict=True)]
+
+    def _one(self, reply: tuple[str, float] | None, right: Score) -> Score:
+        if not isinstance(right, float):
+            return right
+        if reply is None:
+            return MALFORMED if self.measure == "reward" else 0.0
+        if self.measure == "accuracy":
+            return right
+        _, confidence = reply
+        return calibrated(right, confidence) if self.measure == "reward" else 1 - (confidence - right) ** 2
+
+    def _right(self, samples: Samples, answers: Sequence[str]) -> list[Score]:
+        """1.0 or 0.0 for each answer; None without a reference."""
+        references = [_texts(value) for value in samples[self.answer]]
+        if self._math is None:
+            return [
+                float(plain(answer) in map(plain, wanted)) if wanted else None
+                for answer, wanted in zip(answers, references, strict=True)
+            ]
+        tagged = replace(
+            samples,
+            completions=[f"<answer>{answer}</answer>" for answer in answers],
+            columns={"answer": [wanted[0] if wanted else None for wanted in references]},
+        )
+        return self._math.score(tagged)
+
+    def _log(self, pairs: Sequence[tuple[float, float]]) -> None:
+        if not pairs or not self._context.log_metric:
+            return
+        confidences, right = [q for q, _ in pairs], [c for _, c in pairs]
+        measured = {
+            "accuracy": sum(right) / len(right),
+            "brier": brier(confidences, right),
+            "ece": ece(confidences, right),
+            "auroc": auroc(confidences, right),
+        }
+        for name, value in measured.items():
+            if value is not None:
+                self._context.log_metric(f"{self.display_name}/{name}", value)
+
+
+def _texts(value: Any) -> list[str]:
+    """The reference answers of a row, missing ones left out."""
+    return [str(text) for text in (value if isinstance(value, (list, tuple)) else [value]) if text is not None]
