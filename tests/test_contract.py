@@ -140,11 +140,13 @@ OBJECTIVES = {
 }
 OUTCOME_OBJECTIVES = {"implicit_prm_ce": {}}
 ELSEWHERE = {
+    "adversarial",
     "bertscore",
     "clause_similarity",
     "implicit_prm",
     "perceptual",
     "first_error",
+    "cooper",
     "polar",
     "prime",
     "prm",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
 
 from trl_rewards.errors import RewardError
@@ -45,6 +45,8 @@ class Context:
     """The policy's, which made the completions' token ids; None until the trainer has it, and without a policy."""
     shared_base: Any = None
     """trl_rewards.models.SharedBase: where sources that run on the policy's base add themselves; None without one."""
+    sources: Mapping[str, Reward] = field(default_factory=dict)
+    """The recipe's reward sources by name, for a source that asks another one. Not all may be set up yet."""
     rollout_logps: Callable[[str, Sequence[Sequence[int]], Sequence[Sequence[int]]], list[Tensor]] | None = None
     """(which, prompts' ids, completions' ids) -> per row the (T,) float32 log-probabilities of the completion's tokens
     in this process's batch, by "policy", which wrote them, or by the trainer's "reference". Only where a source's
@@ -199,9 +201,19 @@ class TrainableReward(Reward):
     def update(self, batch: RewardBatch) -> dict[str, float]:
         """Learn from a scored batch; the returned metrics are logged.
 
-        A row whose reward is NaN takes no part in the training. One that learns first has no rewards yet: they are 0.
+        Every process has the whole batch, with the columns that `reads` names, and calls it. A row whose reward is NaN
+        takes no part in the training. One that learns first has no rewards yet: they are 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, batch)")
+
+    def holds_back(self, batch: RewardBatch) -> bool:
+        """Whether the policy should not learn from this batch: its advantages are then 0. Asked before `update`, on
+        every process, which must say the same. GRPO, RLOO and PPO ask; DPO does not."""
+        return False
+
+    def check_running(self, running: Mapping[str, Any]) -> None:
+        if running.get("isolate"):
+            raise ValueError("isolate: its processes would score with models of their own, which do not learn")
 
 
 class Scores(NamedTuple):

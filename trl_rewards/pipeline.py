@@ -202,6 +202,7 @@ class Pipeline:
 
     def setup(self, context: Context) -> None:
         """Load what is heavy in every component."""
+        context.sources = {source.name: source.reward for source in self.sources}
         for component in self.components().values():
             component.setup(context)
 
@@ -289,6 +290,11 @@ class Pipeline:
             raise RewardError("the advantage gave NaN or infinity for a row that has a reward")
         return advantages
 
+    def holds_back(self, batch: RewardBatch) -> bool:
+        """Whether a source that learns wants the policy not to learn from this batch. Every rank must call it."""
+        learners = [source.reward for source in self.sources if isinstance(source.reward, TrainableReward)]
+        return any(reward.holds_back(batch) for reward in learners)
+
     def update(self, batch: RewardBatch) -> dict[str, float]:
         """Let the sources that learn do so from a scored batch. Metrics, as `rewards/<source>/<metric>`.
 
@@ -341,8 +347,9 @@ class Pipeline:
         return [trace for share in world.gather_objects(mine) for trace in share]
 
     def _global_components(self) -> list[Component]:
-        sources = {f"rewards.{source.name}" for source in self.sources}
-        return [component for path, component in self.components().items() if path not in sources]
+        """Those that see the gathered batch: all but sources, and sources that learn from it."""
+        local = {f"rewards.{source.name}" for source in self.sources if not isinstance(source.reward, TrainableReward)}
+        return [component for path, component in self.components().items() if path not in local]
 
     def _shape_tokens(self, source: Source, values: torch.Tensor, raw: Scores, samples: Samples) -> torch.Tensor:
         """A source's token values (N, T), bent by its token shapers."""

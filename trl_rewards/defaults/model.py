@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from trl_rewards.components import Context, Score, resolve_path
 from trl_rewards.errors import RewardError
 from trl_rewards.models.options import InProcess
-from trl_rewards.samples import Message, Samples, Text, completion_text
+from trl_rewards.samples import Samples
 
 if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer
@@ -103,18 +103,20 @@ class Model(InProcess):
         self._scorer = self._member = None
 
     def score(self, samples: Samples) -> list[Score]:
+        from trl_rewards.models.encoding import completion_start, shown_text
+
         scorer = self._ready_scorer()
-        tokenizer = scorer.tokenizer
+        path, question = self.path or self.adapter or "", self.question if self.head == "yes" else None
         texts = [
-            self._text(tokenizer, prompt, completion)
+            shown_text(scorer.tokenizer, prompt, completion, path, question)
             for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
         ]
 
-        def completion_start(row: int) -> int:
-            return self._completion_start(tokenizer, samples.prompts[row], texts[row])
+        def start(row: int) -> int:
+            return completion_start(scorer.tokenizer, samples.prompts[row], texts[row], path)
 
         plain = all(isinstance(prompt, str) for prompt in samples.prompts)
-        scores = scorer.score_texts(texts, plain, completion_start)
+        scores = scorer.score_texts(texts, plain, start)
         if self._context.log_metric:
             for name, value in scorer.metrics.items():
                 self._context.log_metric(f"{self.display_name}/{name}", value)
@@ -132,28 +134,3 @@ class Model(InProcess):
             self.setup(Context())
         assert self._scorer is not None
         return self._scorer
-
-    def _text(self, tokenizer: Any, prompt: Text, completion: Text) -> str:
-        """What the model reads."""
-        if isinstance(prompt, str):
-            asked = f"\n{self.question}\n" if self.head == "yes" else ""
-            return prompt + completion_text(completion) + asked
-        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        if self.head == "yes":
-            said = [*said, {"role": "user", "content": self.question}]
-        return self._chat(tokenizer, [*prompt, *said], add_generation_prompt=self.head == "yes")
-
-    def _completion_start(self, tokenizer: Any, prompt: Text, text: str) -> int:
-        """The character of `text` at which the completion starts: where the prompt's own rendering ends, or where the
-        template begins to render it differently for having a completion."""
-        rendered = prompt if isinstance(prompt, str) else self._chat(tokenizer, prompt, add_generation_prompt=True)
-        pairs = enumerate(zip(rendered, text, strict=False))
-        return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(rendered), len(text)))
-
-    def _chat(self, tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> str:
-        if tokenizer.chat_template is None:
-            raise RewardError(
-                f"{self.path or self.adapter!r} has no chat template, and the prompts are chat messages: save its "
-                "tokenizer with one (tokenizer.chat_template = …; tokenizer.save_pretrained(…)), or give plain prompts"
-            )
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

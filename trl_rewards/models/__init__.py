@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
+    from trl_rewards.models.asking import Asker
+    from trl_rewards.models.chat import Request
     from trl_rewards.models.embedding import Embedder, load_embedder
-    from trl_rewards.models.heads import Head, checkpoint_weights
+    from trl_rewards.models.encoding import completion_start, shown_text
+    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
         as_text,
         extract_json,
     )
-    from trl_rewards.models.learner import Learner, parts
-    from trl_rewards.models.options import InProcess
+    from trl_rewards.models.judge_options import ChatOptions
+    from trl_rewards.models.learner import Learner, outcomes_of, parts
+    from trl_rewards.models.options import InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Ask": "judge",
+    "Asker": "asking",
+    "ChatOptions": "judge_options",
     "Embedder": "embedding",
     "Head": "heads",
     "HttpClient": "http",
@@ -62,6 +68,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Sampled": "sampling",
     "Sampler": "sampling",
     "Sampling": "sampling",
+    "Request": "chat",
     "Scorer": "scorer",
     "ServedScorer": "served",
     "SharedBase": "shared_base",
@@ -69,11 +76,16 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "add_adapter": "adapters",
     "at_work": "pretrained",
     "checkpoint_weights": "heads",
+    "completion_start": "encoding",
     "default_budget": "scorer",
+    "head_parameters": "heads",
     "load_config": "pretrained",
     "longest_text": "scorer",
+    "nested_options": "options",
+    "outcomes_of": "learner",
     "padded_rollout": "scorer",
     "parts": "learner",
+    "shown_text": "encoding",
     "api_key": "http",
     "VllmSampler": "sampling",
     "WebTool": "web",
@@ -98,6 +110,8 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 
 __all__ = [
     "Ask",
+    "Asker",
+    "ChatOptions",
     "Embedder",
     "Head",
     "HttpClient",
@@ -109,6 +123,7 @@ __all__ = [
     "Loading",
     "LocalSampler",
     "PairwiseJudge",
+    "Request",
     "Sampled",
     "Sampler",
     "Sampling",
@@ -125,9 +140,11 @@ __all__ = [
     "as_text",
     "at_work",
     "checkpoint_weights",
+    "completion_start",
     "default_budget",
     "extract_json",
     "fenced",
+    "head_parameters",
     "keep_4bit_unpacked",
     "load_config",
     "load_embedder",
@@ -136,9 +153,12 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "longest_text",
+    "nested_options",
+    "outcomes_of",
     "padded_rollout",
     "parts",
     "sample_candidates",
+    "shown_text",
     "stream",
     "trunk_of",
     "using",

@@ -1,4 +1,4 @@
-"""Where the replies to a judge's questions come from: cassette, cache, server or a model in this process."""
+"""Where replies come from, to a judge or another: cassette, cache, server or a model in this process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import logging
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from trl_rewards.components import Context, resolve_path
 from trl_rewards.errors import RewardError, did_you_mean
 from trl_rewards.events import run_async
 from trl_rewards.models.cassette import DEFAULT_REPLY_CACHE, Cassette, ReplyCache
-from trl_rewards.models.chat import ChatServer, Reply, Request
+from trl_rewards.models.chat import ChatServer, Reply, Request, Structured
 from trl_rewards.models.http import HttpClient, HttpFailure, api_key
-from trl_rewards.models.judge_options import SCRIPTED, JudgeOptions
+from trl_rewards.models.judge_options import SCRIPTED, ChatOptions
 from trl_rewards.models.scripted_judge import ScriptedJudge
 from trl_rewards.samples import Failed
 
@@ -79,8 +80,10 @@ class BudgetSpent(RuntimeError):
 class Asker:
     """Asks, once what is known has been looked up and while the budget lasts; keeps replies and counts."""
 
-    def __init__(self, options: JudgeOptions, context: Context):
+    def __init__(self, options: ChatOptions, context: Context, structured: Structured = "auto"):
+        """`structured`: whether replies of a request's JSON schema are asked for; `auto` where the server can."""
         self._options = options
+        self._structured: Structured = structured
         self._budget = Budget(options)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -126,7 +129,7 @@ class Asker:
             )
             for endpoint in endpoints
         ]
-        self._server = ChatServer(clients, options.structured)
+        self._server = ChatServer(clients, self._structured)
         if self._scripted is None and not (self._cassette and self._cassette.holds_replies):
             self._check(endpoints)
 
@@ -195,6 +198,21 @@ class Asker:
                     self._keep(questions[index], reply)
         return [reply for reply in found if reply is not None]
 
+    def replies(self, requests: Sequence[Request]) -> list[Reply | Failed]:
+        """The replies of whoever answers, side by side where it is a server. RewardError as `ask`."""
+        questions = [self.question(request) for request in requests]
+        if self._options.endpoint is None:
+            return self.ask_here(questions)
+
+        async def all_of_them() -> list[Reply | Failed | BaseException]:
+            return await asyncio.gather(*map(self.ask, questions), return_exceptions=True)
+
+        found = run_async(all_of_them())
+        for reply in found:  # once all are there: what was under way is paid for, and kept
+            if isinstance(reply, BaseException):
+                raise reply
+        return found
+
     def _known(self, question: Question) -> Reply | Failed | None:
         reply = self._cassette.find(question.request, question.place) if self._cassette else None
         if reply is None and self._cassette and self._cassette.replays_only:
@@ -243,7 +261,7 @@ class Asker:
 class Budget:
     """What this rank may spend: an equal share of the run's."""
 
-    def __init__(self, options: JudgeOptions):
+    def __init__(self, options: ChatOptions):
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self._options = options
         self._most_cost = options.max_cost / ranks if options.max_cost else None

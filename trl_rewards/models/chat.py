@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from trl_rewards.models.http import HttpClient, HttpFailure
 
+Structured = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,10 +56,10 @@ class Reply(NamedTuple):
 class ChatServer:
     """One or several servers of the same model, which take turns; one that is down is passed over."""
 
-    def __init__(self, clients: list[HttpClient], structured: Literal["auto", "on", "off"]):
+    def __init__(self, clients: list[HttpClient], structured: Structured):
         self._clients = clients
         self._turns = itertools.cycle(clients)
-        self._structured = structured
+        self._structured: Structured = structured
 
     async def reply(self, request: Request, before: Callable[[], None]) -> Reply:
         """The reply to one request. Raises HttpFailure, and what `before` raises when it is about to be sent."""

@@ -5,10 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from trl_rewards.errors import RewardError
 from trl_rewards.models.batching import common_prefix
-from trl_rewards.samples import Failed
+from trl_rewards.samples import Failed, Message, Text, completion_text
 
 Truncate = Literal["prompt_head", "prompt_tail", "refuse"]
+
+
+def shown_text(tokenizer: Any, prompt: Text, completion: Text, path: str, question: str | None = None) -> str:
+    """What a reward model reads: plain prompts joined to the completion, chat through the model's own template.
+
+    `question` is asked after the completion. RewardError for chat where the model, at `path`, has no template.
+    """
+    if isinstance(prompt, str):
+        return prompt + completion_text(completion) + (f"\n{question}\n" if question is not None else "")
+    said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    if question is not None:
+        said = [*said, {"role": "user", "content": question}]
+    return _chat(tokenizer, [*prompt, *said], path, add_generation_prompt=question is not None)
+
+
+def completion_start(tokenizer: Any, prompt: Text, text: str, path: str) -> int:
+    """The character of `shown_text` at which the completion starts: where the prompt's own rendering ends, or where
+    the template begins to render it differently for having a completion."""
+    rendered = prompt if isinstance(prompt, str) else _chat(tokenizer, prompt, path, add_generation_prompt=True)
+    pairs = enumerate(zip(rendered, text, strict=False))
+    return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(rendered), len(text)))
+
+
+def _chat(tokenizer: Any, messages: list[Message], path: str, add_generation_prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise RewardError(
+            f"{path!r} has no chat template, and the prompts are chat messages: save its "
+            "tokenizer with one (tokenizer.chat_template = …; tokenizer.save_pretrained(…)), or give plain prompts"
+        )
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:

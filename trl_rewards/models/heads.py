@@ -20,6 +20,8 @@ HeadKind = Literal["auto", "classifier", "v_head", "yes"]
 YesScore = Literal["logit", "probability"]
 Output = int | str | Mapping[int | str, float]
 
+HEADS = ("score", "v_head", "classifier")
+"""What models call the part that makes a score of hidden states."""
 _SUMMARY = "v_head.summary."
 """What TRL's AutoModelForCausalLMWithValueHead calls the head that it saves with a causal LM."""
 
@@ -37,10 +39,15 @@ class Head(NamedTuple):
 
 
 def load_head(
-    loading: Loading, config: Any, kind: HeadKind = "auto", model_class: Any = None, output: Output | None = None
+    loading: Loading,
+    config: Any,
+    kind: HeadKind = "auto",
+    model_class: Any = None,
+    output: Output | None = None,
+    fresh: bool = False,
 ) -> Head:
     """A model with a classifier or a value head. RewardError if its checkpoint has no such head, or if it has several
-    outputs and `output` does not say what to make of them."""
+    outputs and `output` does not say what to make of them. `fresh`: a classifier without its head gets zeros."""
     values: dict[str, torch.Tensor] = {}
     if model_class is None and kind != "classifier":
         values = value_head_weights(loading, config)
@@ -54,7 +61,7 @@ def load_head(
     if model_class is None and kind == "v_head":
         raise RewardError(f"{loading.path!r} has no value head: no weights {_SUMMARY}*, and no model class of its own")
     if model_class is None:
-        return _classifier(loading, config, output)
+        return _classifier(loading, config, output, fresh)
     model = _complete(model_class, loading)
     if values:
         model.v_head = _linear(values, model.device)
@@ -65,31 +72,38 @@ def load_head(
     return found
 
 
-def _classifier(loading: Loading, config: Any, output: Output | None) -> Head:
+def _classifier(loading: Loading, config: Any, output: Output | None, fresh: bool) -> Head:
     # A config that says nothing of labels reports two; one with several names them.
     size = config.num_labels if output is not None or "id2label" in config.to_diff_dict() else 1
     if loading.adapter and (head := _adapter_head(loading)) is not None:  # it brings a head of its own
         size = len(head)
         config.num_labels = size
     output_weights(output, _labels(config, size), loading.path)  # refused before the weights are loaded
-    model = _complete(AutoModelForSequenceClassification, loading, num_labels=size)
+    model = _complete(AutoModelForSequenceClassification, loading, fresh, num_labels=size)
     whole = Head(model, None, torch.Tensor.float, _labels(config, size))
     return whole if config.is_encoder_decoder else _last_token_head(model) or whole
 
 
-def _complete(model_class: Any, loading: Loading, **options: int) -> Any:
-    """The model. RewardError if its checkpoint lacks weights, or has some of another size."""
+def _complete(model_class: Any, loading: Loading, fresh_head: bool = False, **options: int) -> Any:
+    """The model. RewardError if its checkpoint lacks weights, or has some of another size.
+
+    `fresh_head`: those of `score`, `v_head` or `classifier` may be absent, and are zeros then.
+    """
     try:
-        model, fresh = load_pretrained(model_class, loading, **options)
+        model, absent = load_pretrained(model_class, loading, **options)
     except (RewardError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
         outputs = options.get("num_labels", 1)
         wanted = "one output" if outputs == 1 else f"{outputs} outputs"
         raise RewardError(f"{loading.path!r} is not a reward model with {wanted}: {error}") from error
-    if fresh:
+    if fresh_head:
+        for name in [name for name in absent if name.split(".")[0] in HEADS]:
+            torch.nn.init.zeros_(model.get_parameter(name))
+            absent.remove(name)
+    if absent:
         raise RewardError(
-            f"{loading.path!r} is not a reward model: its checkpoint has no weights for {', '.join(fresh)}, "
+            f"{loading.path!r} is not a reward model: its checkpoint has no weights for {', '.join(absent)}, "
             "which would be random numbers"
         )
     return model
@@ -106,6 +120,13 @@ def _last_token_head(model: Any) -> Head | None:
     with torch.no_grad():
         outputs = head(torch.zeros(1, size, device=model.device)).shape[-1]
     return Head(model, model.base_model, head, _labels(model.config, outputs))
+
+
+def head_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters of the part that makes a score of hidden states, by their names in the model."""
+    head = {name: weight for name, weight in model.named_parameters() if name.split(".")[0] in HEADS}
+    # Of a head that an adapter brought, the model's own copy is there too and does nothing.
+    return {name: weight for name, weight in head.items() if ".original_module." not in name}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The options that all judges have, whatever they ask."""
+"""The options of whoever asks a language model, and those that all judges have, whatever they ask."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FOR_SERVERS = (
 )
 
 
-class JudgeOptions(InProcess):
-    """A reward that asks a language model, over HTTP or in this process."""
+class ChatOptions(InProcess):
+    """Which language model is asked, over HTTP or in this process, and what that may cost."""
 
     model: str
     """The model's name on the server; without `endpoint`, the folder or Hub name of a causal language model."""
@@ -42,9 +42,6 @@ class JudgeOptions(InProcess):
     extra_body: dict[str, Any] = field(default_factory=dict)
     """More fields of the request, such as `chat_template_kwargs`; a null takes one out. Cassettes hold them as they
     are. In this process only `chat_template_kwargs` is used."""
-    structured: Literal["auto", "on", "off"] = "auto"
-    """Ask the server for replies of the judge's JSON schema, where it has one. `auto` does without on servers that
-    refuse it."""
     request_timeout: float = 120.0
     """Seconds for one request. The source's `timeout` bounds the whole batch, with all retries and pauses."""
     attempts: int = 5
@@ -61,8 +58,6 @@ class JudgeOptions(InProcess):
     """Per server and process; requests are spaced evenly."""
     tokens_per_minute: float | None = None
     """Per server and process, of prompt (four characters count as one) and `max_tokens`."""
-    parse_retries: int = 1
-    """How often an unreadable reply is asked for again, at a temperature of at least 0.7."""
     price_in: float = 0.0
     """Price of a million prompt tokens, for `<name>/cost` and `max_cost`."""
     price_out: float = 0.0
@@ -83,13 +78,6 @@ class JudgeOptions(InProcess):
     reply_cache: bool | str = False
     """Keep replies in an sqlite file and use them for equal requests, if `temperature` is 0 or `seed` is set. True:
     `~/.cache/trl_rewards/replies.sqlite`."""
-    drop_thinking: bool = True
-    """Do not show the judge what a completion says up to `</think>`."""
-    min_length: int = 1
-    """Completions of fewer characters, white space aside, get the lowest score without asking. 0 asks always."""
-    screen: Literal["off", "flag", "floor"] = "off"
-    """Look for words that address a judge in completions: `flag` logs their share as `<name>/flagged`, `floor` also
-    gives the lowest score without asking."""
     token_budget: int = 16384
     """Tokens of one batch in this process, replies included."""
 
@@ -101,7 +89,7 @@ class JudgeOptions(InProcess):
             value = vars(self)[name]
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        for name in ("temperature", "parse_retries", "price_in", "price_out", "min_length", "cool_down", "patience"):
+        for name in ("temperature", "price_in", "price_out", "cool_down", "patience"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative, got {vars(self)[name]}")
         if self.max_cost and not (self.price_in or self.price_out):
@@ -116,13 +104,42 @@ class JudgeOptions(InProcess):
             check_key_name(self.api_key_env)
         if self.endpoint is None:
             defaults = {option.name: option.default for option in fields(self)}
-            unused = [name for name in _FOR_SERVERS if vars(self)[name] != defaults[name]]
-            unused += ["structured"] if self.structured == "on" else []
+            unused = [name for name in self._for_servers() if vars(self)[name] != defaults[name]]
             if unused:
                 raise ValueError(
                     f"{', '.join(unused)}: without endpoint the model runs in this process, where this does nothing; "
                     "leave it out, or set endpoint"
                 )
+
+    def _for_servers(self) -> tuple[str, ...]:
+        """Options that do nothing for a model in this process."""
+        return _FOR_SERVERS
+
+
+class JudgeOptions(ChatOptions):
+    """A reward that asks a language model, over HTTP or in this process."""
+
+    structured: Literal["auto", "on", "off"] = "auto"
+    """Ask the server for replies of the judge's JSON schema, where it has one. `auto` does without on servers that
+    refuse it."""
+    parse_retries: int = 1
+    """How often an unreadable reply is asked for again, at a temperature of at least 0.7."""
+    drop_thinking: bool = True
+    """Do not show the judge what a completion says up to `</think>`."""
+    min_length: int = 1
+    """Completions of fewer characters, white space aside, get the lowest score without asking. 0 asks always."""
+    screen: Literal["off", "flag", "floor"] = "off"
+    """Look for words that address a judge in completions: `flag` logs their share as `<name>/flagged`, `floor` also
+    gives the lowest score without asking."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("parse_retries", "min_length"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"{name} must not be negative, got {vars(self)[name]}")
+
+    def _for_servers(self) -> tuple[str, ...]:
+        return (*_FOR_SERVERS, *(["structured"] if self.structured == "on" else []))
 
     def check_running(self, running: Mapping[str, Any]) -> None:
         if not running.get("isolate"):

@@ -146,7 +146,7 @@ class JudgeReward(JudgeOptions):
 
     def setup(self, context: Context) -> None:
         self._run_context = context
-        self._asker = Asker(self, context)
+        self._asker = Asker(self, context, self.structured)
 
     def close(self) -> None:
         if asker := vars(self).pop("_asker", None):

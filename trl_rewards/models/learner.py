@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_rewards.components import RewardBatch
+from trl_rewards.errors import RewardError
 from trl_rewards.scoring import World
 
 
@@ -98,6 +100,28 @@ class Learner:
             for name, weight in self.parameters.items():
                 weight.copy_(state["weights"][name])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def outcomes_of(batch: RewardBatch, learner: str, source: str | None) -> Tensor:
+    """(N,) the raw scores in [0, 1] of the source that a reward learns from, NaN for none.
+
+    `learner`: the reward's own name. `source` None: the only other one. RewardError where there are none to be had.
+    """
+    names = batch.scores.names
+    candidates = [name for name in names if name != learner]
+    name = source or (candidates[0] if len(candidates) == 1 else None)
+    if name not in candidates:
+        raise RewardError(
+            f"{learner!r} learns from another source's outcomes: set outcome to one of "
+            f"{', '.join(candidates) or '(there is no other source)'}; got {source!r}"
+        )
+    outcomes = batch.scores.values[:, names.index(name)]
+    if ((outcomes < 0) | (outcomes > 1)).any():
+        raise RewardError(
+            f"{learner!r}: outcomes of {name!r} must be in [0, 1], got "
+            f"{outcomes.nan_to_num(nan=0.0).min():g} to {outcomes.nan_to_num(nan=0.0).max():g}"
+        )
+    return outcomes
 
 
 def parts(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trl_rewards.components import Context, Reward, resolve_path
 
 if TYPE_CHECKING:
     from trl_rewards.models.pretrained import Loading
+
+T = TypeVar("T")
+
+
+def nested_options(cls: type[T], name: str, options: dict[str, Any]) -> T:
+    """An object of options that stand under another option, `name`. ValueError says all that is wrong with them."""
+    from trl_rewards.loading import check_options
+
+    if problems := check_options(cls, options):
+        said = (problem.removeprefix("with").removeprefix(":").removeprefix(".").strip() for problem in problems)
+        raise ValueError(f"{name}: {'; '.join(said)}")
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 class InProcess(Reward):

@@ -94,8 +94,19 @@ class Scorer:
     def _score_texts(
         self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None
     ) -> list[float | Failed]:
-        scores: dict[int, float | Failed] = {}
-        fitting: dict[int, list[int]] = {}
+        encoded, too_long = self.encode_texts(texts, add_special_tokens, completion_start)
+        fitting = {row: ids for row, ids in enumerate(encoded) if not isinstance(ids, Failed)}
+        scores: dict[int, float | Failed] = {row: ids for row, ids in enumerate(encoded) if isinstance(ids, Failed)}
+        for row, score in zip(fitting, self.score_ids(list(fitting.values())), strict=True):
+            scores[row] = score if math.isfinite(score) else Failed(f"the model's score is {score}")
+        self.metrics["truncated"] = too_long / max(len(texts), 1)
+        return [scores[row] for row in range(len(texts))]
+
+    def encode_texts(
+        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
+    ) -> tuple[list[list[int] | Failed], int]:
+        """The token ids that `score_texts` scores, and how many texts were too long."""
+        found: list[list[int] | Failed] = []
         too_long = 0
         for row, ids in enumerate(encode(self.tokenizer, texts, add_special_tokens)):
             fit: list[int] | Failed = ids
@@ -105,21 +116,18 @@ class Scorer:
                 completion = completion_token(self.tokenizer, texts[row], start, add_special_tokens)
                 kept = int(ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
                 fit = truncated(ids, completion, self.max_length, self.truncate, kept)
-            if isinstance(fit, Failed):
-                scores[row] = fit
-            elif fit:
-                fitting[row] = fit
-            else:
-                scores[row] = Failed("the text has no tokens")
-        for row, score in zip(fitting, self.score_ids(list(fitting.values())), strict=True):
-            scores[row] = score if math.isfinite(score) else Failed(f"the model's score is {score}")
-        self.metrics["truncated"] = too_long / max(len(texts), 1)
-        return [scores[row] for row in range(len(texts))]
+            found.append(fit or Failed("the text has no tokens"))
+        return found, too_long
 
     def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
         """One score per row of token ids, in order; each row has at least one token and none is cut."""
         outputs = self.outputs_of(ids)
         return (torch.tensor(outputs) @ torch.tensor(self.weights)).tolist() if outputs else []
+
+    def scores_with_gradient(self, ids: list[list[int]]) -> torch.Tensor:
+        """(B,) float32 scores of rows that go through the model together, to be trained on."""
+        outputs = self._outputs(ids, device_of(self.loading))
+        return outputs.float() @ torch.tensor(self.weights, device=outputs.device)
 
     def outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
         """All K outputs of each row of token ids, in order; NaN for a row that does not fit into memory."""
@@ -275,6 +283,7 @@ def load_scorer(
     tokenizer: Any = None,
     head: HeadKind = "auto",
     output: Output | None = None,
+    fresh_head: bool = False,
     yes_token: str = "Yes",
     no_token: str = "No",
     yes_score: YesScore = "logit",
@@ -287,6 +296,7 @@ def load_scorer(
     """A reward model from a folder or the Hub.
 
     `model_class`: its class, where the Auto classes do not know it; the head is its part `v_head` or `score`.
+    `fresh_head`: a classifier whose checkpoint lacks the head gets one of zeros, to be trained.
     RewardError if the path is wrong, the head is not in the checkpoint, or an output or the device is not there.
     """
     config = load_config(loading, "reward model")
@@ -294,7 +304,7 @@ def load_scorer(
     if head == "yes":
         found = load_yes(loading, tokenizer, yes_token, no_token, yes_score)
     else:
-        found = load_head(loading, config, head, model_class, output)
+        found = load_head(loading, config, head, model_class, output, fresh_head)
     return Scorer(
         head=found,
         weights=output_weights(output, found.labels, loading.path),

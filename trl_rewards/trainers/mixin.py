@@ -207,6 +207,8 @@ class PipelineMixin(_Trainer):
                 output = self._filtered(output)
             self.last_batch = self._use_advantages(self.last_batch, output)
             if self.model.training:
+                if self.pipeline.holds_back(self.last_batch):
+                    self._hold_back(output)
                 for name, value in self.pipeline.update(self.last_batch).items():
                     self._metrics["train"][name].append(value)
         except RewardError:
@@ -288,6 +290,18 @@ class PipelineMixin(_Trainer):
         logged.extend(per_row.tolist())
         self.last_advantages = per_row
         return batch
+
+    def _hold_back(self, output: dict[str, Any]) -> None:
+        """Advantages of 0, in TRL's output and logs: the policy has no gradient from this batch but of a KL term."""
+        assert self.last_batch is not None
+        output["advantages"].zero_()
+        logged = self._logs["advantages"]
+        rows = min(len(self.last_batch.rewards), len(logged))
+        for _ in range(rows):
+            logged.pop()
+        logged.extend([0.0] * rows)
+        if self.last_advantages is not None:
+            self.last_advantages = torch.zeros_like(self.last_advantages)
 
     def _with_tokens(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
         """The batch with the (N, T) tensors that the advantage needs."""

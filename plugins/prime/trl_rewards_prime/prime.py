@@ -172,9 +172,10 @@ class Prime(InProcess, TokenReward, TrainableReward):
         if self.update_mode == "none":
             return {}
         from trl_rewards import World
+        from trl_rewards.models import outcomes_of
 
         model, world, size = self._ready(), World.current(), batch.scores.group_size
-        outcomes = self._outcomes(batch)
+        outcomes = outcomes_of(batch, self.display_name, self.outcome)
         for share in world.gather_objects({row: logps.cpu() for row, logps in self._references.items()}):
             self._references |= share
         sums = self._all_sums(batch, world) if self.loss != "ce" else None
@@ -246,24 +247,6 @@ class Prime(InProcess, TokenReward, TrainableReward):
         values = outcomes if self.loss == "bon_acc" else every.masked_fill(outcomes.isnan(), float("nan"))
         weights = best_of_n_weights(values, size)
         return loss * weights[rows].to(sums.device)
-
-    def _outcomes(self, batch: RewardBatch) -> Tensor:
-        """(N,) outcomes in [0, 1], NaN for none. RewardError where there are none to be had."""
-        names = batch.scores.names
-        candidates = [name for name in names if name != self.display_name]
-        name = self.outcome or (candidates[0] if len(candidates) == 1 else None)
-        if name not in candidates:
-            raise RewardError(
-                f"{self.display_name!r} learns from another source's outcomes: set outcome to one of "
-                f"{', '.join(candidates) or '(there is no other source)'}; got {self.outcome!r}"
-            )
-        outcomes = batch.scores.values[:, names.index(name)]
-        if ((outcomes < 0) | (outcomes > 1)).any():
-            raise RewardError(
-                f"{self.display_name!r}: outcomes of {name!r} must be in [0, 1], got "
-                f"{outcomes.nan_to_num(nan=0.0).min():g} to {outcomes.nan_to_num(nan=0.0).max():g}"
-            )
-        return outcomes
 
     def state_dict(self) -> dict[str, Any]:
         if self._model is None and (self._base is None or self._base.model is None):
