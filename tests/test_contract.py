@@ -21,6 +21,7 @@ from trl_rewards.testing import (
     check_advantage,
     check_combiner,
     check_objective,
+    check_outcome_objective,
     check_reward,
     check_selector,
     check_shaper,
@@ -45,12 +46,14 @@ REWARDS = {
     "function": ({"path": "trl.rewards:think_format_reward"}, {}),
     "judge": (SCRIPTED, {}),
     "language_consistency": ({}, {}),
+    "latent_reward": ({}, {}),
     "length": ({"soft_limit": 2, "hard_limit": 5}, {}),
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
     "r1_consistency": (SCRIPTED, {}),
     "r1_format": ({}, {}),
+    "ppr": (SCRIPTED, {}),
     "regex_format": ({}, {}),
     "repetition": ({"ngram_size": 1}, {}),
     "rlcr": ({}, {"answer": ANSWERS}),
@@ -135,13 +138,19 @@ OBJECTIVES = {
         {"chosen_rating": [4.0, None, 3.0], "rejected_rating": [0.0, 1.0, None]},
     ),
 }
+OUTCOME_OBJECTIVES = {"implicit_prm_ce": {}}
 ELSEWHERE = {
     "adversarial",
     "bertscore",
     "clause_similarity",
+    "implicit_prm",
+    "perceptual",
+    "first_error",
     "cooper",
     "polar",
     "prime",
+    "prm",
+    "reasonflux_prm",
     "relevance_r3",
     "rewardanything",
     "rewardanything_accuracy",
@@ -161,7 +170,7 @@ TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather"
         ("shaper", SHAPERS | TOKEN_SHAPERS),
         ("combiner", COMBINERS),
         ("advantage", ADVANTAGES),
-        ("objective", OBJECTIVES),
+        ("objective", OBJECTIVES | OUTCOME_OBJECTIVES),
         ("selector", SELECTORS),
         ("tool", TOOLS),
     ],
@@ -183,6 +192,11 @@ def test_components_that_are_checked_elsewhere_are(name, check):
 def test_objective_keeps_its_contract(name):
     options, columns = OBJECTIVES[name]
     check_objective(load_objective(name, **options), **columns)
+
+
+@pytest.mark.parametrize("name", sorted(OUTCOME_OBJECTIVES))
+def test_objective_of_outcomes_keeps_its_contract(name):
+    check_outcome_objective(load_objective(name, **OUTCOME_OBJECTIVES[name]))
 
 
 @pytest.mark.parametrize(

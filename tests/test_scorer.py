@@ -506,6 +506,22 @@ def test_running_out_of_memory_halves_the_budget_for_good(saved, caplog):
     assert found.token_budget == 25
 
 
+def test_a_row_has_a_score_at_each_of_its_places_in_one_pass_and_within_memory(saved):
+    rows, places = random_rows([7, 3, 20, 12]), [[0, 6], [2], [3, 4, 19], []]
+    found = scorer(saved("qwen2"), token_budget=100)
+    Small(found)
+    outputs = found.outputs_at(rows, places)
+    for row, at, scores in zip(rows, places, outputs, strict=True):
+        wanted = by_hand(saved("qwen2"), [row[: place + 1] for place in at]) if at else []
+        assert [score for (score,) in scores] == close(wanted)
+    assert found.token_budget == 25
+    Small.room, room = 15, Small.room
+    try:
+        assert [row is None for row in found.outputs_at(rows, places)] == [False, False, True, False]
+    finally:
+        Small.room = room
+
+
 def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do(saved):
     found = scorer(saved("qwen2"), token_budget=100)
     Small(found)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.pairs import PairOptions
     from trl_rewards.pipeline import Pipeline
-    from trl_rewards.plugins import load_plugins
+    from trl_rewards.plugins import load_plugins, load_target
     from trl_rewards.recipe import Recipe
     from trl_rewards.scoring import World
     from trl_rewards.steps import StepReward
@@ -65,6 +65,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch and trl take secon
     "load_selector": "loading",
     "load_tool": "loading",
     "load_plugins": "plugins",
+    "load_target": "plugins",
     "Recipe": "recipe",
     "Pipeline": "pipeline",
     "StepReward": "steps",
@@ -126,6 +127,7 @@ __all__ = [
     "load_reward",
     "load_selector",
     "load_shaper",
+    "load_target",
     "load_tool",
 ]
 

@@ -45,6 +45,7 @@ from trl_rewards.scoring import (
     drop_rows,
     failures,
     fill_holes,
+    learns_first,
     private_randomness,
     score_sources,
 )
@@ -436,11 +437,6 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
-
-
-def learns_first(reward: Reward) -> bool:
-    """Whether a reward learns from a batch before it scores it."""
-    return isinstance(reward, TrainableReward) and reward.learns_first()
 
 
 def _gathered_tokens(

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward
+from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward, TrainableReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
@@ -269,6 +269,11 @@ def private_randomness(seed: int) -> Generator[None]:
             numpy.random.set_state(numpy_state)
 
 
+def learns_first(reward: Reward) -> bool:
+    """Whether a reward learns from a batch before it scores it."""
+    return isinstance(reward, TrainableReward) and reward.learns_first()
+
+
 def check_gates(sources: Sequence[Source]) -> None:
     """ValueError where an `only_if` names no source, one with an `only_if` of its own, or stands at one of groups."""
     named = {source.name: source for source in sources}
@@ -281,6 +286,8 @@ def check_gates(sources: Sequence[Source]) -> None:
             raise ValueError(f"{where}: no source {source.only_if.source!r}; there is {there or 'no other'}")
         if gate.only_if is not None:
             raise ValueError(f"{where}: {gate.name!r} has an only_if of its own; name one that scores all rows")
+        if learns_first(source.reward):
+            raise ValueError(f"{where}: {source.name!r} is asked again once it has learned; it cannot have an only_if")
         if source.reward.scope == "group":
             raise ValueError(f"{where}: {source.name!r} compares whole groups, and cannot be asked about single rows")
 

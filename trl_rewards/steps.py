@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import json
 import math
 import re
@@ -119,7 +120,7 @@ def splitter(steps: str | Mapping[str, str] | Splitter) -> Splitter:
         if ":" in steps:
             return _not_set_up
         if steps == "turn":
-            return lambda text: [text]
+            return _whole
         if steps not in _WAYS:
             ways = (*_WAYS, "turn")
             raise ValueError(f"steps: unknown way {steps!r}{did_you_mean(steps, ways)}; there is {', '.join(ways)}")
@@ -133,7 +134,7 @@ def splitter(steps: str | Mapping[str, str] | Splitter) -> Splitter:
         raise ValueError(f"steps: {pattern!r} is no regular expression: {error}") from error
     if compiled.match(""):
         raise ValueError(f"steps: {pattern!r} matches the empty text, and would be everywhere")
-    return lambda text: _CUTS[way](compiled, text)
+    return functools.partial(_CUTS[way], compiled)  # no lambda: rewards are pickled
 
 
 def steps_in(completion: Text, split: Splitter) -> list[str]:
@@ -258,6 +259,10 @@ def _calls(message: Message) -> list[tuple[str, Any]]:
     return [(function["name"], function.get("arguments")) for function in functions if function.get("name")]
 
 
+def _whole(text: str) -> list[str]:
+    return [text]
+
+
 def _between(separator: re.Pattern[str], text: str) -> list[str]:
     found = list(separator.finditer(text))
     starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
@@ -274,6 +279,10 @@ def _from(start: re.Pattern[str], text: str) -> list[str]:
 
 def _until(end: re.Pattern[str], text: str) -> list[str]:
     return _cut([match.end() for match in end.finditer(text)], text)
+
+
+def _whole(text: str) -> list[str]:
+    return [text]
 
 
 _CUTS = {"separator": _between, "start": _from, "end": _until}

@@ -24,6 +24,8 @@ from trl_rewards.components import (
     Combiner,
     Component,
     Objective,
+    OutcomeObjective,
+    Outcomes,
     Preferences,
     Reward,
     RewardBatch,
@@ -365,6 +367,37 @@ def check_objective(objective: Objective, **columns: Sequence[Any]) -> None:
         assert run(extreme)[2].isfinite(), f"rewards {extreme} give no finite loss"
     before = _saved(objective)
     assert run([0.5, -0.25, 0.0, 0.25, 0.5, 0.0], training=False)[2].isfinite(), "an evaluation gives no finite loss"
+    assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
+    _check_state(objective)
+
+
+def check_outcome_objective(objective: OutcomeObjective, **columns: Sequence[Any]) -> None:
+    """Its loss is one finite number, also for extreme log-ratios, and lowers when right answers become likelier and
+    wrong ones less likely. An evaluation leaves its state as it is.
+
+    `columns`: four values each, of the columns that it reads; None among numbers is NaN.
+    """
+    import torch
+
+    made = {name: column_values(values) for name, values in columns.items()}
+    labels = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    def run(values: list[float], training: bool = True) -> tuple[Tensor, Tensor]:
+        log_ratios = torch.tensor(values).requires_grad_()
+        return log_ratios, objective.loss(Outcomes(log_ratios, labels, made, 1, 2, training))
+
+    log_ratios, loss = run([2.0, -1.0, 0.0, 3.0])
+    assert loss.dim() == 0, f"the loss must be one number, got shape {tuple(loss.shape)}"
+    assert loss.requires_grad, "the loss has no gradient; make it of batch.log_ratios"
+    (gradient,) = torch.autograd.grad(loss, log_ratios)
+    assert (gradient * (1 - 2 * labels) >= 0).all(), (
+        f"a step down the loss must make right answers likelier and wrong ones less likely; gradients are {gradient}"
+    )
+    assert gradient.any(), "the loss does not change with the log-ratios"
+    for extreme in ([1e4, -1e4, 1e4, -1e4], [-1e4, 1e4, -1e4, 1e4], [0.0] * 4):
+        assert run(extreme)[1].isfinite(), f"log-ratios {extreme} give no finite loss"
+    before = _saved(objective)
+    run([2.0, -1.0, 0.0, 3.0], training=False)
     assert _saved(objective) == before, "an evaluation (batch.training is False) changes its state"
     _check_state(objective)
 

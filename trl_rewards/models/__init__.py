@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
-    from trl_rewards.models.untrusted import without_thinking
+    from trl_rewards.models.untrusted import fenced, without_thinking
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
@@ -93,6 +93,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "as_number": "judge",
     "as_text": "judge",
     "extract_json": "judge",
+    "fenced": "untrusted",
     "keep_4bit_unpacked": "pretrained",
     "load_embedder": "embedding",
     "load_pretrained": "pretrained",
@@ -142,6 +143,7 @@ __all__ = [
     "completion_start",
     "default_budget",
     "extract_json",
+    "fenced",
     "head_parameters",
     "keep_4bit_unpacked",
     "load_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import sys
@@ -131,13 +132,26 @@ class Scorer:
     def outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
         """All K outputs of each row of token ids, in order; NaN for a row that does not fit into memory."""
         with self._turn:
-            return self._outputs_of(ids)
+            found = self._run(ids, functools.partial(self._batches, ids))
+        return [[math.nan] * len(self.weights) if outputs is None else outputs for outputs in found]
 
-    def _outputs_of(self, ids: Sequence[list[int]]) -> list[list[float]]:
+    def outputs_at(self, ids: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[list[list[float]] | None]:
+        """All K outputs at each of a row's `places`, which are indices of its tokens; None for a row that does not
+        fit into memory. One forward pass for all places of a row, for models whose tokens see what is before them
+        alone. Prefixes are not shared."""
+        with self._turn:
+            return self._run(ids, functools.partial(self._batches_at, ids, places))
+
+    def _run(
+        self,
+        ids: Sequence[list[int]],
+        batches_of: Callable[[list[int], torch.device], Iterator[tuple[list[int], list[Any], int]]],
+    ) -> list[Any]:
+        """What `batches_of` gives for each row, in order; None for a row that does not fit into memory."""
         self.metrics = {}
         if not ids:
             return []
-        found: dict[int, list[float]] = {}
+        found: dict[int, Any] = {}
         tokens, computed, started = sum(map(len, ids)), 0, time.perf_counter()
         bar, budget = _bar(self.progress and tokens > self.token_budget, len(ids)), self.token_budget
         with at_work(self.head.model, self.loading) as device, self.surrounding(), bar as advance:
@@ -146,8 +160,8 @@ class Scorer:
                 memory.reset_peak_memory_stats(device)
             while rest := [row for row in range(len(ids)) if row not in found]:
                 try:
-                    for rows, outputs, cost in self._batches(ids, rest, device):
-                        found |= zip(rows, outputs.tolist(), strict=True)
+                    for rows, outputs, cost in batches_of(rest, device):
+                        found |= zip(rows, outputs, strict=True)
                         computed += cost
                         advance(len(rows))
                 except torch.OutOfMemoryError:
@@ -157,7 +171,7 @@ class Scorer:
                         self.token_budget //= 2
                     elif found:  # rows of this length and more do not fit; the others keep theirs
                         logger.warning("%s: out of memory for a row of %d tokens", self.loading.path, shortest)
-                        found |= dict.fromkeys(rest, [math.nan] * len(next(iter(found.values()))))
+                        found |= dict.fromkeys(rest)
                         self.token_budget = budget  # it was not too much for the other rows
                     else:
                         self._refuse_row(shortest)
@@ -171,22 +185,40 @@ class Scorer:
 
     def _batches(
         self, ids: Sequence[list[int]], rows: list[int], device: torch.device
-    ) -> Iterator[tuple[list[int], torch.Tensor, int]]:
-        """Rows, their (B, K) outputs, and how many tokens went through the model for them."""
+    ) -> Iterator[tuple[list[int], list[list[float]], int]]:
+        """Rows, their K outputs each, and how many tokens went through the model for them."""
         groups = self._groups(ids, rows, device)
         alone = sorted(set(rows) - {row for group in groups for row in group.rows})
         for batch in batches([len(ids[row]) for row in alone], self.token_budget, switch=self._rope_switch):
             chosen = [alone[index] for index in batch]
             texts = [ids[row] for row in chosen]
-            yield chosen, self._outputs(texts, device), sum(map(len, texts))
+            yield chosen, self._outputs(texts, device).tolist(), sum(map(len, texts))
         for group in groups:
             cache, cost = prefix_cache(self.head.backbone, ids[group.rows[0]][: group.prefix], device), group.prefix
             tails = [ids[row][group.prefix :] for row in group.rows]
             for batch in batches([len(tail) for tail in tails], self.token_budget, prefix=group.prefix):
                 texts = [tails[index] for index in batch]
                 hidden = hidden_after(self.head.backbone, cache, group.prefix, texts, self._pad, device)
-                yield [group.rows[index] for index in batch], self.head.read(hidden), cost + sum(map(len, texts))
+                outputs = self.head.read(hidden).tolist()
+                yield [group.rows[index] for index in batch], outputs, cost + sum(map(len, texts))
                 cost = 0
+
+    def _batches_at(
+        self, ids: Sequence[list[int]], places: Sequence[Sequence[int]], rows: list[int], device: torch.device
+    ) -> Iterator[tuple[list[int], list[list[list[float]]], int]]:
+        """Rows, their K outputs at each of their places, and how many tokens went through the model for them."""
+        if self.head.backbone is None:
+            raise RewardError(f"{self.loading.path!r}: only decoders have a score at every token")
+        for batch in batches([len(ids[row]) for row in rows], self.token_budget, switch=self._rope_switch):
+            chosen = [rows[index] for index in batch]
+            texts = [ids[row] for row in chosen]
+            tokens, mask = padded(texts, self._pad, device)
+            hidden = self.head.backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+            at = [(index, place) for index, row in enumerate(chosen) for place in places[row]]
+            index, place = torch.tensor(at, dtype=torch.long, device=hidden.device).view(-1, 2).unbind(dim=1)
+            outputs = self.head.read(hidden[index, place].float()).cpu()
+            by_row = outputs.split([len(places[row]) for row in chosen])
+            yield chosen, [found.tolist() for found in by_row], sum(map(len, texts))
 
     def _outputs(self, texts: list[list[int]], device: torch.device) -> torch.Tensor:
         if self.head.backbone is not None:

@@ -2,7 +2,7 @@
 
 It is not a model and understands nothing. It looks for some words in the criteria it is sent (short, long, polite,
 digits, list, exclamation, capitals, question, reference), measures each completion by what they name, and answers in
-the form of the question: of this project's judges, or of RewardAnything.
+the form of the question: of this project's judges (also of single steps), or of RewardAnything.
 
     python -m trl_rewards.models.scripted_judge --port 8765
     python -m trl_rewards.models.scripted_judge --port 8765 --garbage 0.2 --errors 0.1   # a bad day
@@ -37,6 +37,8 @@ RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share o
 }
 _NEGATED = re.compile(r"\b(?:no|not|avoid|without|never|fewer|less|few)\b[^.,;]{0,25}$", re.IGNORECASE)
 _FENCED = re.compile(r"^<([\w-]+)-([0-9a-f]{16})>\n(.*)\n</\1-\2>$", re.MULTILINE)
+STEP_POINTS = 6
+"""The highest score of a step."""
 _SCALE = re.compile(r"\bScale: (-?\d+(?:\.\d+)?) to (-?\d+(?:\.\d+)?)")
 
 
@@ -62,7 +64,8 @@ def read_question(messages: list[dict[str, str]]) -> Question:
         tags = {match[1]: json.loads(match[3]) for match in _FENCED.finditer(user)}
     criteria = user.partition("<prompt-")[0]
     reference = tags.pop("reference", "")
-    tags.pop("prompt", None)
+    for around in ("prompt", "so_far", "all"):
+        tags.pop(around, None)
     return Question(criteria, reference, tags, (low, high))
 
 
@@ -98,6 +101,14 @@ def verdict(question: Question) -> dict[str, Any]:
         better = "tie" if values["A"] == values["B"] else max(values, key=values.__getitem__)
         return {"reason": "by the rules", "winner": better}
     return {"scores": scores, "best-to-worst": sorted(values, key=lambda name: -values[name])}
+
+
+def said(question: Question) -> str:
+    """The judge's reply: a verdict as JSON, or points where it is asked about a step of a trajectory."""
+    if set(question.candidates) == {"step"}:
+        points = round(STEP_POINTS * worth(question.candidates["step"], question.criteria))
+        return f"By the rules: <final_score>{points},{STEP_POINTS}</final_score>"
+    return json.dumps(verdict(question), ensure_ascii=False)
 
 
 class ScriptedJudge:
@@ -168,12 +179,12 @@ class ScriptedJudge:
 
     def reply(self, request: dict[str, Any], fate: str) -> dict[str, Any]:
         """The body of an answer: a chat completion with its usage, counted in words."""
-        said = json.dumps(verdict(read_question(request["messages"])), ensure_ascii=False)
+        text = said(read_question(request["messages"]))
         if fate == "garbage":
-            said = "I would rather talk about the weather. It is 100 degrees outside {and} 5 [people"
+            text = "I would rather talk about the weather. It is 100 degrees outside {and} 5 [people"
         elif "response_format" not in request:
-            said = f"<think>I measure what the criteria name.</think>\n{said}"
-        pieces = re.findall(r"\s*\S+", said)
+            text = f"<think>I measure what the criteria name.</think>\n{text}"
+        pieces = re.findall(r"\s*\S+", text)
         kept = pieces[: request.get("max_tokens") or len(pieces)]
         asked = sum(len(message["content"].split()) for message in request["messages"])
         message = {"role": "assistant", "content": "".join(kept)}

@@ -351,7 +351,7 @@ class DPOTrainer(trl.DPOTrainer):
             step=number - 1,
             max_steps=self.pairs.rounds,
         )
-        batch = self.pipeline.score(samples, n, self._world, self.accelerator.device)
+        batch = self.pipeline.score(samples, n, self._world, self.accelerator.device, training=learn)
         self.last_batch = batch
         if learn:
             self._tell("batch_scored", batch=batch, step=self.steps_before)

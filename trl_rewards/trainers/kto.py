@@ -119,7 +119,7 @@ def _check(objective: OutcomeObjective, args: Any, dataset: Any) -> None:
     """ValueError for what the objective would pass over in silence, and for what it cannot learn from."""
     usual = {option.name: option.default for option in args.__dataclass_fields__.values()}
     for name, instead in _OF_TRLS_LOSS.items():
-        if vars(args)[name] != usual[name]:
+        if vars(args)[name] not in (usual[name], _WITHOUT_KL):  # which another trainer may have left in it
             raise ValueError(
                 f"{name} is of TRL's loss, which objective {objective.display_name!r} replaces; "
                 + (f"write {instead}" if instead else "leave it out")

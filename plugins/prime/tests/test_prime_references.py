@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from trl_rewards import Context, GRPOTrainer, Pipeline, Reward, RewardError, Samples, load_advantage, load_reward
 from trl_rewards.filtering import GroupFilter
-from trl_rewards.scoring import Source
+from trl_rewards.scoring import Gate, Source
 from trl_rewards.trainers.rollout import RolloutLogps
 
 
@@ -69,6 +69,12 @@ def test_it_learns_nothing_from_groups_that_the_filter_leaves_out(policy_path, u
         weights.append(made.sources[0].reward.state_dict()["weights"])
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name])
+
+
+def test_what_learns_first_is_asked_about_all_rows(policy_path):
+    prime = Source("prime", prime_of(policy_path, update_mode="before"), only_if=Gate("even", 1.0))
+    with pytest.raises(ValueError, match="cannot have an only_if"):
+        Pipeline([prime, Source("even", Even())])
 
 
 def test_learning_uses_the_references_of_scoring_again(policy_path):

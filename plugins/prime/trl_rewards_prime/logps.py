@@ -38,8 +38,8 @@ class CompletionModel:
         """
         alone, tokenizer = self.encode(prompt), self.tokenizer
         if isinstance(prompt, str):
-            ended = f"{str(completion).removesuffix(tokenizer.eos_token)}{tokenizer.eos_token}"
-            whole = tokenizer(prompt + ended)["input_ids"]
+            end = tokenizer.eos_token or ""
+            whole = tokenizer(f"{prompt}{str(completion).removesuffix(end)}{end}")["input_ids"]
         else:
             text = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
             whole = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -58,9 +58,9 @@ def test_the_reward_equals_the_authors_code():
     scores = make_scores(rows, group_size=1)
     reward = load_combiner("r1_reward", format="a", accuracy="b", consistency="c")
     assert reward(scores, make_samples(["t"] * len(rows))).tolist() == case["outputs"]["reward"]
-    failed = make_scores([[1.0, 1.0, None], [1.0, None, 1.0], [None, 1.0, 1.0]], group_size=1)
-    totals = reward(failed, make_samples(["t"] * 3))
-    assert totals[0] == 1.5
+    failed = make_scores([[1.0, 0.0, None], [1.0, 1.0, None], [1.0, None, 1.0], [None, 1.0, 1.0]], group_size=1)
+    totals = reward(failed, make_samples(["t"] * 4))
+    assert totals[0] == 0.5  # a wrong answer has no need of consistency
     assert totals[1:].isnan().all()
 
 

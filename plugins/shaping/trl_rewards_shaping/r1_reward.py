@@ -105,9 +105,9 @@ class R1Reward(Combiner):
     """0.5 · format + accuracy · (1 + 0.5 · consistency).
 
     https://huggingface.co/papers/2505.02835. Consistency only counts where the answer is right, so that wrong answers
-    earn nothing by it. A row without accuracy, or without format where one is named, has no total; one without
-    consistency, because the judge failed, counts as 0 there, as in the authors' code. The formula has weights of its
-    own; other sources are watched alone.
+    earn nothing by it. A row without accuracy, or without format where one is named, has no total, nor has a right one
+    without consistency, because the judge failed: the authors' code takes 0 there. The formula has weights of its own;
+    other sources are watched alone.
     """
 
     accuracy: str
@@ -130,7 +130,7 @@ class R1Reward(Combiner):
         accuracy = self._source(scores, self.accuracy)
         form = self._source(scores, self.format) if self.format else accuracy * 0
         consistency = self._source(scores, self.consistency) if self.consistency else accuracy * 0
-        return stable_reinforce(form, accuracy, consistency.nan_to_num(nan=0.0))
+        return stable_reinforce(form, accuracy, consistency.masked_fill(accuracy == 0, 0.0))  # counts for right ones
 
     def _source(self, scores: Scores, name: str) -> Tensor:
         if name not in scores.names:
