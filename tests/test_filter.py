@@ -12,7 +12,17 @@ import sys
 import pytest
 import torch
 
-from trl_rewards import Pipeline, Recipe, RecipeError, Reward, Samples, load_shaper
+from trl_rewards import (
+    Pipeline,
+    PPOConfig,
+    PPOTrainer,
+    Recipe,
+    RecipeError,
+    Reward,
+    Samples,
+    TokenReward,
+    load_shaper,
+)
 from trl_rewards.filtering import GroupFilter, fill
 from trl_rewards.maths import staying_groups
 from trl_rewards.scoring import Source
@@ -64,6 +74,31 @@ def test_what_is_left_out_has_no_reward_and_no_place_in_a_shapers_statistics():
     assert batch.rewards[4:].mean().item() == pytest.approx(0, abs=1e-6)  # whitened among themselves
     assert batch.scores.values[:, 0].tolist() == samples["value"]  # raw scores are all there
     assert not made.score(samples, 4).rewards.isnan().any()  # an evaluation leaves nothing out
+
+
+class Tokens(TokenReward):
+    """Each token earns the row's value."""
+
+    columns = ("value",)
+
+    def score_tokens(self, samples):
+        return [[value] * len(ids) for value, ids in zip(samples["value"], samples.completion_ids, strict=True)]
+
+
+def test_shapers_of_tokens_see_nothing_of_what_is_left_out():
+    values = [1, 1, 1, 1, 0, 0.5, 0, 0.5]
+    samples = Samples(prompts=["p"] * 8, completions=["c"] * 8, completion_ids=[[1, 2]] * 8, columns={"value": values})
+    source = Source("right", Tokens(), shape=[load_shaper("prime_norm", eps=0.0)])
+    made = Pipeline([source], filter=GroupFilter(source="right", high=0.8))
+    batch = made.score(samples, 4, training=True)
+    assert batch.left_out.tolist() == [True] * 4 + [False] * 4
+    assert batch.process_rewards[4:].max().item() == pytest.approx(0.5)  # over the largest sum that stays, 1
+
+
+def test_ppo_refuses_a_filter(tmp_path):
+    args = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match="PPO does not leave groups out"):
+        PPOTrainer("no/such", None, args, pipeline=Pipeline([Source("a", Column())], filter=GroupFilter(source="a")))
 
 
 def test_a_recipe_reports_a_wrong_filter(write):
@@ -177,6 +212,31 @@ def test_other_prompts_take_the_places_of_those_that_are_left_out(policy_path, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     check(*result_of(done))
+
+
+MASK = TRAIN.replace("oversample=2, refill=6", "low=0.0, high=0.5").replace(
+    "assert kept == ([] if batch.left_out[world.rank * rows + row] else mine.completion_ids[0])",
+    "assert kept == ([] if batch.left_out[world.rank * rows + row] else mine.completion_ids[0])\n"
+    '            if "old_logps" in output and batch.left_out[row]:\n'
+    '                output["old_logps"][row] *= 50  # as of a long completion, whose ratio to nothing is infinite',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GRPO", "RLOO"])
+def test_what_is_masked_has_no_place_in_the_loss(policy_path, tmp_path, name):
+    script = tmp_path / "train.py"
+    script.write_text(MASK)
+    done = subprocess.run(
+        [sys.executable, str(script), policy_path, str(tmp_path), name, "1"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained, logs = result_of(done)
+    assert any(any(left_out) for _, left_out, *_ in trained)
+    for _, left_out, advantages, *_ in trained:
+        assert all(advantage == 0 for gone, advantage in zip(left_out, advantages, strict=True) if gone)
+    assert all(math.isfinite(loss) for *_, loss in logs)
 
 
 @pytest.mark.slow

@@ -130,6 +130,23 @@ def test_a_turn_ends_at_its_end_token_and_tools_words_end_none(byte_level):
     assert turn_ends(byte_level, flat[:-1], CALLS) == [len(ids[0]) - 1, len(flat) - 2]  # cut off
 
 
+def test_a_tool_that_replies_what_is_said_next_catches_no_turn(byte_level):
+    messages = [CALLS[0], {"role": "tool", "name": "sum", "content": "3"}, {"role": "assistant", "content": "3"}]
+    parts = ['I look. <call>{"name": "sum", "arguments": {"a": 3}}<|im_end|>', "\n3<|im_end|>\n", "3<|im_end|>"]
+    ids = [byte_level(part, add_special_tokens=False)["input_ids"] for part in parts]
+    flat = [token for part in ids for token in part]
+    assert turn_ends(byte_level, flat, messages) == [len(ids[0]) - 1, len(flat) - 1]
+
+
+def test_a_turn_without_an_end_token_of_its_own_does_not_take_the_next_ones(byte_level):
+    parts = ['I look. {"name": "sum"', "}\nsum is 3\n", "It is 3.<|im_end|>"]
+    ids = [byte_level(part, add_special_tokens=False)["input_ids"] for part in parts]
+    flat = [token for part in ids for token in part]
+    first, second = turn_ends(byte_level, flat, CALLS)
+    assert first < len(ids[0])
+    assert second == len(flat) - 1
+
+
 class Lengths(StepReward):
     """How long each step is."""
 
@@ -158,6 +175,16 @@ def test_without_tokens_steps_count_as_their_sum(byte_level):
     reward = Lengths()
     samples = samples_of(byte_level, "one\n\ntwo two")
     assert reward.score(samples) == reward.score_tokens(samples) == [10.0]
+
+
+def test_a_row_without_any_value_is_a_hole(byte_level):
+    class Silent(StepReward):
+        def score_steps(self, samples, steps):
+            return [[None] * len(row) for row in steps]
+
+    reward = Silent()
+    reward.setup(Context(tokenizer=byte_level))
+    assert reward.score_tokens(samples_of(byte_level, "one\n\ntwo", "")) == [None, None]
 
 
 def test_turns_of_messages_are_steps_with_their_calls():

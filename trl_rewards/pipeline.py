@@ -37,6 +37,7 @@ from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import (
     Gate,
+    Scored,
     Source,
     World,
     check_failures,
@@ -230,14 +231,7 @@ class Pipeline:
         world = world or World.current()
         local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
-        values, status = world.gather(local.values), world.gather(local.status)
-        reasons: list[list[str]] = [[] for _ in self.sources]
-        if failures(status).any():
-            for rank_reasons in world.gather_objects(local.reasons):
-                reasons = [known + more for known, more in zip(reasons, rank_reasons, strict=True)]
-        for k, source in enumerate(self.sources):
-            check_failures(source, status[:, k], reasons[k])
-
+        values, status = self._gathered(self.sources, local, world)
         global_reads = {column for component in self._global_components() for column in component.reads()}
         samples = samples.only(global_reads)
         everyone = Samples.concatenate(world.gather_objects(samples)) if world.size > 1 else samples
@@ -253,6 +247,8 @@ class Pipeline:
             rewards = rewards if left_out is None else rewards.masked_fill(left_out, float("nan"))
             learnt = self._learn(first, RewardBatch(rewards, raw, everyone, left_out=left_out))
             raw, tokens = self._scored_again(first, raw, tokens, local_samples, world, device)
+        if left_out is not None:
+            tokens = {k: values.masked_fill(left_out[:, None], torch.nan) for k, values in tokens.items()}
         with private_randomness(self.seed + samples.step):  # the same on every rank
             tokens = {k: self._shape_tokens(self.sources[k], values, raw, everyone) for k, values in tokens.items()}
             shaped, rewards = self._combine(raw, tokens, everyone, left_out)
@@ -372,6 +368,18 @@ class Pipeline:
         staying = staying_groups(outcomes, lengths, raw.group_size, self.filter.low, self.filter.high, limit)
         return ~staying.repeat_interleave(raw.group_size)
 
+    @staticmethod
+    def _gathered(sources: Sequence[Source], local: Scored, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and status of all ranks (N, K). RewardError if one of these sources fails more often than it may."""
+        values, status = world.gather(local.values), world.gather(local.status)
+        reasons: list[list[str]] = [[] for _ in sources]
+        if failures(status).any():
+            for rank_reasons in world.gather_objects(local.reasons):
+                reasons = [known + more for known, more in zip(reasons, rank_reasons, strict=True)]
+        for k, source in enumerate(sources):
+            check_failures(source, status[:, k], reasons[k])
+        return values, status
+
     def _scored_again(
         self,
         sources: Sequence[Source],
@@ -385,7 +393,7 @@ class Pipeline:
         local = score_sources(sources, samples, raw.group_size, world, device, self.seed)
         values, status = raw.values.clone(), raw.status.clone()
         columns = [self.sources.index(source) for source in sources]
-        values[:, columns], status[:, columns] = world.gather(local.values), world.gather(local.status)
+        values[:, columns], status[:, columns] = self._gathered(sources, local, world)
         anew = _gathered_tokens(local.tokens, samples, world, device)
         return raw._replace(values=values, status=status), tokens | {columns[k]: found for k, found in anew.items()}
 

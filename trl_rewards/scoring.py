@@ -288,6 +288,8 @@ def check_gates(sources: Sequence[Source]) -> None:
             raise ValueError(f"{where}: {gate.name!r} has an only_if of its own; name one that scores all rows")
         if learns_first(source.reward):
             raise ValueError(f"{where}: {source.name!r} is asked again once it has learned; it cannot have an only_if")
+        if source.reward.asks_logps():
+            raise ValueError(f"{where}: {source.name!r} learns from all rows, and asks for their log-probabilities")
         if source.reward.scope == "group":
             raise ValueError(f"{where}: {source.name!r} compares whole groups, and cannot be asked about single rows")
 

@@ -95,6 +95,8 @@ class StepReward(TokenReward):
             return values
         if len(values) != len(steps):
             raise RewardError(f"{self.display_name!r} returned {len(values)} values for a row of {len(steps)} steps")
+        if all(value is None for value in values):
+            return None
         tokenizer = self._tokens_of.tokenizer if self._tokens_of is not None else None
         if self.take != "steps" or tokenizer is None or not samples.completion_ids:
             return aggregate(values, self.take)
@@ -178,19 +180,40 @@ def step_ends(tokenizer: Any, ids: Sequence[int], steps: Sequence[str]) -> list[
 def turn_ends(tokenizer: Any, ids: Sequence[int], completion: Text) -> list[int] | Failed:
     """Index of the last token of each assistant message: the end-of-sequence token after what it says and calls.
 
-    Tokens of a call are found by the tool's name, since its arguments were parsed. A turn that was cut off ends at the
-    last token that was found of it.
+    Tokens of a call are found by the tool's name, since its arguments were parsed. A turn that has no such token
+    before the next message ends at the last token that was found of it.
     """
-    turns = turns_in(completion)
-    marks = [[part for part in [content_text(t).strip(), *(name for name, _ in _calls(t))] if part] for t in turns]
-    ends = step_ends(tokenizer, ids, [mark for turn in marks for mark in turn])
-    if isinstance(ends, Failed):
-        return ends
-    found, done = [], 0
-    for turn in marks:
-        done += len(turn)
-        last = ends[done - 1]
-        found.append(next((at for at in range(last, len(ids)) if ids[at] == tokenizer.eos_token_id), last))
+    text, ends = token_ends(tokenizer, ids)
+
+    def end_token(start: int) -> int | None:
+        return next((at for at in range(start, len(ids)) if ids[at] == tokenizer.eos_token_id), None)
+
+    places: list[tuple[bool, int, int]] = []  # each message's: the policy's own, first character, end of the last mark
+    cursor = after_turn = 0
+    for message in turns_in(completion) if isinstance(completion, str) else completion:
+        own = message.get("role") == "assistant"
+        begin = None
+        for mark in _marks(message):
+            # What a tool replies may be what it was called with, or what is said next.
+            start = text.find(mark, cursor) if own else text.find(mark, max(cursor, after_turn))
+            if start < 0 and own:
+                return Failed(f"a turn is not in the completion's tokens as it is in its text: {mark[:60]!r}")
+            start = start if start >= 0 else text.find(mark, cursor)
+            if start >= 0:  # a template may show a reply in other words
+                begin, cursor = start if begin is None else begin, start + len(mark)
+        if begin is None:
+            continue
+        places.append((own, begin, cursor))
+        if own and (end := end_token(bisect.bisect_left(ends, cursor))) is not None:
+            after_turn = ends[end]
+
+    found = []
+    for number, (own, _, end) in enumerate(places):
+        if own:
+            last = bisect.bisect_left(ends, end)
+            limit = places[number + 1][1] if number + 1 < len(places) else len(text)
+            token = end_token(last)
+            found.append(token if token is not None and ends[token] <= limit else last)
     return found
 
 
@@ -251,6 +274,11 @@ def aggregate(values: Sequence[float | None], take: str) -> float | None:
         case "last":
             return known[-1]
     return sum(known)
+
+
+def _marks(message: Message) -> list[str]:
+    """What is to be found of a message in its tokens' text: its content, and the names of the tools it calls."""
+    return [part for part in [content_text(message).strip(), *(name for name, _ in _calls(message))] if part]
 
 
 def _calls(message: Message) -> list[tuple[str, Any]]:

@@ -298,7 +298,8 @@ class DPOTrainer(trl.DPOTrainer):
                 groups += self._score(data, share, answers[: len(share)], number, learn)
                 answers = answers[len(share) :]
                 means.append(self.pipeline.metrics)
-        metrics = {name: statistics.fmean(each[name] for each in means) for name in means[0]}
+        names = dict.fromkeys(name for each in means for name in each)  # a chunk may have taught a reward nothing
+        metrics = {name: statistics.fmean(each[name] for each in means if name in each) for name in names}
         return groups, metrics | reward_metrics(groups)
 
     def _sample(self, data: Any, rows: list[int], seed: Any, work: Path | None, n: int) -> list[list[_Answer]]:

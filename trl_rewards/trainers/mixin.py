@@ -219,7 +219,7 @@ class PipelineMixin(_Trainer):
     def _get_per_token_logps_and_entropies(self, model, *inputs, **options):
         found = super()._get_per_token_logps_and_entropies(model, *inputs, **options)
         if self.pipeline is not None and self._asked_logps is not None and not torch.is_grad_enabled():
-            ids, attention, width = inputs
+            ids, attention, width, *_ = inputs
             self._asked_logps.record(model, ids, attention, width, found[0])
         return found
 
@@ -232,7 +232,9 @@ class PipelineMixin(_Trainer):
         while len(rounds) < filter.oversample + filter.refill:
             if len(rounds) >= filter.oversample and sum(staying(rounds)) >= wanted:
                 break
-            seed = f"{self.args.seed} {self.state.global_step} {len(rounds)}"
+            # A step may have several generation batches, by the place among its gradients.
+            place = self._step % self.args.gradient_accumulation_steps
+            seed = f"{self.args.seed} {self.state.global_step} {place} {len(rounds)}"
             more = more_rows(self.train_dataset, len(output["advantages"]), group_size, self.accelerator, seed)
             rounds.append(self._generated(super()._generate_and_score_completions(more)))
         stayed = staying(rounds)
@@ -240,10 +242,14 @@ class PipelineMixin(_Trainer):
             chosen = [group * group_size + row for group in fill(stayed, wanted) for row in range(group_size)]
             merged = merge(rounds, chosen, self.accelerator, self._tokenizer.pad_token_id)
             output, self.last_batch = merged.output, merged.batch
-            for name, column in self._log_columns().items():
-                column.extend(merged.logs[name])
+            columns = self._log_columns()
+            for name, values in merged.logs.items():
+                columns[name].extend(values)
         left_out: Any = self.last_batch.left_out
-        output["completion_mask"] = output["completion_mask"].masked_fill(self._local(left_out, output)[:, None], 0)
+        gone = self._local(left_out, output)
+        output["completion_mask"] = output["completion_mask"].masked_fill(gone[:, None], 0)
+        if "old_logps" in output:  # RLOO's sums over the mask as it was: a ratio to an empty sum would be infinite
+            output["old_logps"] = output["old_logps"].masked_fill(gone, 0.0)
         if "num_items_in_batch" in output:
             output["num_items_in_batch"] = self.accelerator.gather(own_tokens(output).sum()).sum()
         self._metrics["train"]["filter/staying"].append(statistics.fmean(stayed))

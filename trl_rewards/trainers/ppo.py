@@ -93,6 +93,8 @@ class PPOTrainer(GRPOTrainer):
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
         super()._check_arguments(args, pipeline)
+        if pipeline.filter:
+            raise ValueError("filter: PPO does not leave groups out; use GRPO or RLOO")
         advantage = pipeline.advantage
         if advantage and "ref_logps" in advantage.needs and args.kl_coef == 0:
             raise ValueError(

@@ -49,7 +49,11 @@ def merge(rounds: Sequence[Generated], rows: list[int], accelerator: Any, pad: i
     return Generated(
         _merged_output([found.output for found in rounds], rows, accelerator, pad),
         _merged_batch([found.batch for found in rounds], rows),
-        {name: _picked([found.logs[name] for found in rounds], rows) for name in rounds[0].logs},
+        {
+            name: _picked([found.logs[name] for found in rounds], rows)
+            for name in rounds[0].logs
+            if all(len(found.logs.get(name, ())) == len(found.batch.rewards) for found in rounds)
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -84,6 +85,8 @@ class Prime(InProcess, TokenReward, TrainableReward):
             raise ValueError("lam is verl's, for single tokens: set compat: verl and granularity: token, or lam: 0")
         if self.adapter is not None:
             raise ValueError("adapter: the model trains an adapter of its own; merge yours into the model of `path`")
+        if self.device != "same" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("device: several processes add up gradients where the policy is; leave it at same")
         if self.offload:
             raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
         self._model: _AdapterModel | None = None
@@ -229,24 +232,30 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
         model, count = self._ready(), len(batch.samples)
         sums = torch.zeros(count, device=model.device)
-        with torch.no_grad():
-            for part in parts(range(world.rank, count, world.size), self.micro_batch):
-                sums[part] = self._sums(model, batch.samples, part)
+        problem = None
+        try:
+            with torch.no_grad():
+                for part in parts(range(world.rank, count, world.size), self.micro_batch):
+                    sums[part] = self._sums(model, batch.samples, part)
+        except Exception as error:  # the other processes would wait for this one's sums
+            problem = f"{self.display_name!r} could not learn: {type(error).__name__}: {error}"
+        world.raise_together(problem, model.device)
         return world.total(sums)
 
     def _losses(self, sums: Tensor, outcomes: Tensor, every: Tensor | None, rows: list[int], size: int) -> Tensor:
         """The loss of each of these rows, from its β Σ q; `every`: (N,) those of the batch, before it is learned."""
         from trl_rewards_prime.implicit import best_of_n_weights, ce_loss, dpo_loss, others
 
-        outcome = outcomes[rows].to(sums.device)
+        outcomes = outcomes.to(sums.device)
+        outcome = outcomes[rows]
         if every is None:
             return ce_loss(sums, outcome)
-        loss = dpo_loss(sums, outcome, others(every, outcomes, size)[rows].to(sums.device))
+        loss = dpo_loss(sums, outcome, others(every, outcomes, size)[rows])
         if self.loss == "dpo":
             return loss
         values = outcomes if self.loss == "bon_acc" else every.masked_fill(outcomes.isnan(), float("nan"))
         weights = best_of_n_weights(values, size)
-        return loss * weights[rows].to(sums.device)
+        return loss * weights[rows]
 
     def state_dict(self) -> dict[str, Any]:
         if self._model is None and (self._base is None or self._base.model is None):

@@ -152,7 +152,7 @@ class LatentReward(StepReward, TrainableReward):
 
         _, network, learner = self._ready()
         world, samples = World.current(), batch.samples
-        returns = self._returns(batch)
+        returns = self._returns(batch).masked_fill(batch.rewards.isnan(), float("nan"))
         mine = range(world.rank, len(samples), world.size)
         found = self._factors_of(samples, self.steps_of(samples), mine)
         every = {row: values for share in world.gather_objects(found) for row, values in share.items()}
