@@ -104,6 +104,18 @@ def test_several_sources_have_a_column_each_and_nothing_behind_them_runs():
     assert list(pipeline.components()) == ["rewards.rouge_l", "rewards.length", "combine"]
 
 
+def test_a_source_with_an_only_if_scores_all_rows():
+    raw = {
+        "rewards": [
+            {"use": "rouge_l", "timeout": 9, "only_if": {"source": "length", "at_least": 0, "otherwise": -5}},
+            {"use": "length", "with": {"soft_limit": 1, "hard_limit": 2}},
+        ]
+    }
+    recipe = Recipe.parse(raw, check_trl=False)
+    assert unshaped(recipe).rewards[0].running == {"timeout": 9}
+    assert "only_if" in recipe.rewards[0].running
+
+
 def test_what_is_wrong_is_said_before_a_model_is_loaded(reference, tmp_path):
     result, _ = reference("--n", "0", "--limit", "0", "--model", "/no/model", out="out.txt")
     assert isinstance(result.exception, RecipeError)

@@ -32,8 +32,14 @@ class Referencing(Drawing):
 
 
 def unshaped(recipe: Recipe) -> Recipe:
-    """A recipe with the same sources and nothing behind them: shapers may read the column that is to be written."""
-    sources = [replace(source, shape=[]) for source in recipe.rewards]
+    """A recipe with the same sources and nothing behind them: shapers may read the column that is to be written.
+
+    Sources with an `only_if` score all rows: what others get instead is no score.
+    """
+    sources = [
+        replace(source, shape=[], running={key: set_to for key, set_to in source.running.items() if key != "only_if"})
+        for source in recipe.rewards
+    ]
     bare = replace(recipe, rewards=sources, combine=Spec("weighted_sum"), shape=[])
     return replace(bare, advantage=None, pairs=None, filter=None)
 

@@ -121,6 +121,24 @@ def test_the_gate_opens_where_the_policy_is_scored_above_the_references_and_then
     assert len(set(turns)) == 2
 
 
+def test_the_gate_opens_for_a_fresh_head_whose_scores_are_all_equal(policy_path):
+    pipeline = pipeline_of(policy_path, fresh_head=True)
+    _, held, metrics = step(pipeline)
+    assert (held, metrics["gap"], metrics["learns"]) == (True, 0.0, 1.0)
+    assert len(set(pipeline.score(samples_of(), group_size=4).rewards.tolist())) > 1
+
+
+def test_references_may_be_chat_messages(reward_model_path):
+    """One of messages, and several."""
+    said = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "the dog ran"}]
+    other = [{"role": "assistant", "content": "a dog ran"}]
+    texts = [["the dog ran"]] * 4 + [["the dog ran", "a dog ran"]] * 4
+    _, *found = step(pipeline_of(reward_model_path), samples_of([said] * 4 + [[said, other]] * 4, chat=True))
+    _, *wanted = step(pipeline_of(reward_model_path), samples_of(texts, chat=True))
+    assert found == wanted
+    assert "gap" in found[1]
+
+
 def test_the_schedule_gives_the_policy_every_d_times_th_batch_also_after_a_restart(reward_model_path):
     first = pipeline_of(reward_model_path, update_mode="schedule", d_times=3)
     turns = [step(first)[1] for _ in range(4)]

@@ -192,6 +192,14 @@ def test_wrong_options_are_refused(options, message):
         load_reward("cooper", **({"path": "x", "negatives": "group"} | options))
 
 
+def test_a_device_apart_from_the_policys_is_refused_with_several_processes(reward_model_path, monkeypatch):
+    cooper_of(reward_model_path, device="cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cooper_of(reward_model_path)
+    with pytest.raises(ValueError, match="device: with several processes"):
+        cooper_of(reward_model_path, device="cpu")
+
+
 def test_processes_of_its_own_are_refused():
     with pytest.raises(ValueError, match="which do not learn"):
         TrainableReward().check_running({"isolate": True})
@@ -242,6 +250,34 @@ def test_a_rewrite_is_taken_once_the_rule_finds_it_wrong(reward_model_path):
     right, wrong = cooper_of(reward_model_path)._scores(shown, True)
     assert learnt["rewards/cooper/loss"] == pytest.approx(math.log(1 + math.exp(wrong - right)), abs=1e-5)
     assert learnt["rewards/cooper/margin"] == pytest.approx(right - wrong, abs=1e-5)
+
+
+class Logging(Has3):
+    """The rule, which says how many it was asked about."""
+
+    def setup(self, context):
+        self.context = context
+
+    def score(self, samples):
+        if self.context.log_metric:
+            self.context.log_metric("rule/asked", len(samples))
+        return super().score(samples)
+
+
+def test_what_the_rule_logs_is_of_the_policys_answers_alone(reward_model_path):
+    logged = []
+    with Writer("the dog sat 7 times") as server:
+        assistant = {"model": "scripted", "endpoint": server.url}
+        cooper = cooper_of(reward_model_path, negatives="assistant", assistant=assistant)
+        pipeline = Pipeline([Source("cooper", cooper), Source("rule", Logging())], seed=1)
+        context = Context(log_metric=lambda name, value: logged.append(value))
+        pipeline.setup(context)
+        metrics = pipeline.update(pipeline.score(samples_of(1), group_size=4))
+        pipeline.close()
+    assert metrics["rewards/cooper/pairs"] == 1.0
+    assert logged == [4]
+    context.log_metric("rule/asked", 0)
+    assert logged == [4, 0]
 
 
 def test_an_assistant_that_fails_costs_its_pairs_alone(reward_model_path):

@@ -22,8 +22,9 @@ class Adversarial(TrainedModel):
     https://huggingface.co/papers/2511.20256, whose samples are images; a reference here is a text, and the model reads
     prompt and completion as `model` does. The paper trains in turns: a batch teaches the reward model or the policy,
     never both (`alternate`). With `update_mode: gate`, its variant for a trained reward model, it is the reward
-    model's turn when it scores the policy's answers above the references on average, which is what a hacked reward
-    looks like; with `schedule`, that for a discriminator, it is the policy's turn every `d_times`-th batch.
+    model's turn when it does not score the references above the policy's answers on average, which is what a hacked
+    reward looks like; with `schedule`, that for a discriminator, it is the policy's turn every `d_times`-th batch. The
+    paper's gate stays shut where the means are equal, and a head that starts at 0 would never learn.
 
     Rows without a reference are rewarded and teach nothing. The paper's advantages are `group_norm` with `ddof: 0`,
     or over the deviation of the batch. `rewards/<name>/gap` is the references' mean reward less that of the policy.
@@ -31,7 +32,8 @@ class Adversarial(TrainedModel):
     """
 
     references: str = "references"
-    """Dataset column with a good answer, or a list of several, which a group's rows take in turns."""
+    """Dataset column with a good answer, or a list of several, which a group's rows take in turns. Of an answer in
+    chat messages the last one of the assistant counts."""
     loss: Literal["softmax", "hinge", "logistic"] = "softmax"
     """`softmax` over reference and generation, the paper's for a reward model; `hinge`, its discriminator's;
     `logistic`, after which the score is the log density ratio (https://huggingface.co/papers/2509.25035)."""
@@ -151,7 +153,7 @@ class Adversarial(TrainedModel):
         """Each row's reference; None for none. Rows of a group take several in turns."""
         found: list[str | None] = []
         for row, given in enumerate(batch.samples[self.references]):
-            texts = [text for text in (given if isinstance(given, list) else [given]) if _is_text(text)]
+            texts = _texts(given)
             found.append(texts[row % batch.scores.group_size % len(texts)] if texts else None)
         return found
 
@@ -183,10 +185,12 @@ class Adversarial(TrainedModel):
 
 
 def gate_opens(references: Tensor, generations: Tensor) -> bool:
-    """Whether the references' mean reward is below that of the policy's answers: (M,), (N,)."""
-    return bool((references.mean() < generations.mean()).item())
+    """Whether the references' mean reward is not above that of the policy's answers: (M,), (N,)."""
+    return bool((references.mean() <= generations.mean()).item())
 
 
-def _is_text(reference: Any) -> bool:
-    """NaN is how tables say None."""
-    return isinstance(reference, str) and bool(reference.strip())
+def _texts(given: Any) -> list[str]:
+    """The texts of one reference or of a list of several, each a string or chat messages; missing ones left out."""
+    several = isinstance(given, list) and not (given and isinstance(given[0], dict))
+    references = given if several else [given]
+    return [text for text in Samples([""] * len(references), references).texts if text.strip()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trl_rewards import Context, Failed, Reward, RewardBatch, RewardError, Samples, Score
@@ -76,6 +78,7 @@ class Cooper(TrainedModel):
             raise ValueError(f"max_characters must be at least 1, got {self.max_characters}")
         if self.assistant is not None and self.negatives == "group":
             raise ValueError("negatives: group asks no assistant; leave one of the two out")
+        self._context = Context()
         self._sources: dict[str, Reward] = {}
         self._rule_reads: tuple[str, ...] = ()
         self._assistant: Assistant | None = None
@@ -93,6 +96,7 @@ class Cooper(TrainedModel):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
+        self._context = context
         self._sources = {name: source for name, source in context.sources.items() if source is not self}
         if self._assistant is not None:
             # The rule will be asked about answers that are in no dataset, with the columns of the rows they come from.
@@ -200,7 +204,8 @@ class Cooper(TrainedModel):
                 text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
                 for prompt, text in zip(asked.prompts, rewrites.values(), strict=True)
             ]
-            scores = rule(prompts=asked.prompts, completions=completions, **asked.columns)
+            with _unlogged(self._context):
+                scores = rule(prompts=asked.prompts, completions=completions, **asked.columns)
             return {index for index, score in zip(rewrites, scores, strict=True) if score is not None and score <= 0.5}
 
         found, counts = assistant.rewrites(rights, are_wrong)
@@ -212,6 +217,17 @@ class Cooper(TrainedModel):
         if name not in self._sources:
             raise RewardError("the rule is not among the recipe's sources: an assistant needs a pipeline")
         return self._sources[name]
+
+
+@contextmanager
+def _unlogged(context: Context) -> Generator[None]:
+    """Sources share the context: what they log is of the policy's answers, not of rewritten ones."""
+    kept = context.log_metric, context.log_extra
+    context.log_metric = context.log_extra = None
+    try:
+        yield
+    finally:
+        context.log_metric, context.log_extra = kept
 
 
 def _assistant(options: dict[str, Any]) -> Assistant:

@@ -5,6 +5,7 @@ https://huggingface.co/papers/2508.05613, https://huggingface.co/papers/2511.202
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,8 +24,8 @@ ADAPTER = "cotraining"
 class TrainedModel(InProcess, TrainableReward):
     """A scalar reward model that is trained while the policy is. Subclasses say what it reads and learns from.
 
-    All processes hold the same model, take their share of each batch, and add up their gradients. Dropout is off, so
-    that what is learned is what is scored.
+    All processes hold the same model, take their share of each batch, and add up their gradients, which needs `device:
+    same` where there are several. Dropout is off, so that what is learned is what is scored.
     """
 
     deterministic: ClassVar[bool] = False  # it learns
@@ -67,6 +68,11 @@ class TrainedModel(InProcess, TrainableReward):
             raise ValueError("train: all is for a whole model; with a quantised one or an adapter use train: lora")
         if self.offload:
             raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
+        if self.device != "same" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"device: with several processes gradients are added up where the policy is; got {self.device!r}, "
+                "leave it at same"
+            )
         self._scorer: Scorer | None = None
         self._learner: Learner | None = None
 

@@ -129,11 +129,21 @@ def test_log_and_does_not_take_a_hole_for_certain():
 
 @pytest.mark.parametrize(
     ("of", "value", "wanted"),
-    [("log_probabilities", 0.5, "at most 0; with raw rewards set of: margins"), ("probabilities", 0.0, "above 0")],
+    [
+        ("log_probabilities", 0.5, "at most 0; with raw rewards set of: margins"),
+        ("probabilities", -0.5, "from 0 to 1"),
+        ("probabilities", 1.5, "from 0 to 1"),
+    ],
 )
 def test_log_and_refuses_what_is_none_of_it(of, value, wanted):
     with pytest.raises(ValueError, match=f"source 'b' gives {value:g}, and log_and wants .*{wanted}"):
         combine("log_and", [[value, value]], weights=[0, 1], of=of)
+
+
+def test_log_and_of_a_probability_that_underflowed_is_finite_and_lowest():
+    tiny = math.log(torch.finfo(torch.float32).tiny)
+    found = combine("log_and", [[0.0, 1.0], [1e-30, 1.0], [None, None]], group_size=3, of="probabilities")
+    assert found == close([tiny, math.log(1e-30), NAN], abs=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES["18_rpo"], ids=lambda case: str(case["inputs"]["lambda"]))
@@ -225,6 +235,13 @@ def test_total_is_worked_by_hand_and_the_objective_has_what_multipliers_leave():
     share = 1 / (1 + math.exp(-raw))
     assert combiner.raw["a"] == close(raw)
     assert combine(combiner, rows, group_size=2) == close([(share - (1 - share)) * value for value in unit])
+
+
+def test_without_a_constrained_source_in_use_the_objective_has_its_own_weights():
+    combiner = load_combiner("lagrangian", thresholds={"a": 1.0})
+    found = combine(combiner, [[5.0, 0.0], [3.0, 1.0]], weights=[0, 2], group_size=2)
+    assert found == close([-math.sqrt(2), math.sqrt(2)])  # ∓ 0.5 over a deviation of sqrt(0.5), twice
+    assert combiner.raw == {"a": 0.0}
 
 
 def test_constant_sources_move_multipliers_and_nothing_else():
@@ -341,6 +358,13 @@ def test_penalties_follow_the_first_rows_and_stay_and_resume():
     kept = combiner.state_dict()
     combine(combiner, [[5.0, 5.0], [6.0, 6.0]])
     assert combiner.state_dict() == kept == resumed.state_dict()
+
+
+def test_penalties_wait_for_a_batch_with_scores():
+    combiner = load_combiner("armorm", verbosity="b", rows=2)
+    assert combine(combiner, [[None, None]] * 2, group_size=2) == close([NAN, NAN])
+    combine(combiner, [[1.0, 1.0], [2.0, 2.0]], group_size=2)
+    assert combiner.state_dict()["found"] == [1.0, 1.0]
 
 
 def test_without_a_verbosity_score_what_needs_it_is_a_hole():

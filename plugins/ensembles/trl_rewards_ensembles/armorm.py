@@ -119,7 +119,8 @@ class ArmoRM(Combiner):
         if self._found is None:
             scored = scores.values[~scores.values.isnan().all(dim=1)].tolist()
             self._seen += scored[: self.rows - len(self._seen)]
-            found = verbosity_penalties(scores.values.new_tensor(self._seen), place, self.threshold)
+            seen = scores.values.new_tensor(self._seen).view(-1, len(scores.names))
+            found = verbosity_penalties(seen, place, self.threshold)
             if len(self._seen) < self.rows:
                 return found
             self._seen, self._found = [], found

@@ -75,7 +75,8 @@ class Lagrangian(Combiner):
     https://huggingface.co/papers/2310.04373. A_k is a source's score less its group's mean, in deviations over the
     batch. Sources without a threshold are the objective, A_0, by their weights; there need be none. After each batch λ
     takes a step of SGD on Σ s(λ_k) · (mean score - θ_k): it falls while the mean is above θ_k. Holes enter no mean. A
-    constrained source's own weight does not matter, but 0 leaves it out. A source's `shape:` comes before.
+    constrained source's own weight does not matter, but 0 leaves it out; with all of them left out there is A_0 alone.
+    A source's `shape:` comes before.
 
     Set `advantage: {use: center}`, since a group z-score undoes the scale of the mixture. Multipliers, and how far
     means are above their thresholds, are logged as `combine/multiplier/<source>` and `combine/excess/<source>`.
@@ -129,7 +130,7 @@ class Lagrangian(Combiner):
         held = [k for k, name in enumerate(scores.names) if name in self.thresholds and used[k]]
         names = [scores.names[k] for k in held]
         found = [multiplier(self.raw[name], self.form) for name in names]
-        weights = mixing_weights(scores.weights, held, found)
+        weights = mixing_weights(scores.weights, held, found) if held else scores.weights.double()
         streams = [stream(column, scores.group_size, self.eps) for column in scores.values.unbind(dim=1)]
         total = weighted_sum(torch.stack(streams, dim=1), weights, scores.group_size)
         self._learn(names, scores.values[:, held].double().nanmean(dim=0).tolist())

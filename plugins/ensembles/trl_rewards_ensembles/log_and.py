@@ -32,17 +32,20 @@ class LogAnd(Unweighted):
 
     of: Literal["log_probabilities", "probabilities", "margins"] = "log_probabilities"
     """What the sources give, after their own `shape:`. `log_probabilities`: log σ(r - r_ref), at most 0.
-    `probabilities`: such as what `par` gives, above 0 and at most 1. `margins`: r - r_ref, any number."""
+    `probabilities`: such as what `par` gives, from 0 (which counts as 1.2e-38) to 1. `margins`: r - r_ref, any
+    number."""
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
+        import torch
+
         used = scores.weights != 0
         used = used if used.any() else ~used
         values = scores.values.double()
         if self.of == "log_probabilities":
             self._refuse((values > 0) & used, scores, "log-probabilities, at most 0; with raw rewards set of: margins")
         elif self.of == "probabilities":
-            self._refuse(((values <= 0) | (values > 1)) & used, scores, "probabilities, above 0 and at most 1")
-            values = values.log()
+            self._refuse(((values < 0) | (values > 1)) & used, scores, "probabilities, from 0 to 1")
+            values = values.clamp(min=torch.finfo(torch.float32).tiny).log()  # a sigmoid in float32 may underflow
         else:
             from torch.nn.functional import logsigmoid
 

@@ -5,6 +5,7 @@ import pytest
 from trl_rewards_shaping.rlcr import (
     auroc,
     brier,
+    by_any,
     calibrated,
     ece,
     most_confident,
@@ -13,7 +14,7 @@ from trl_rewards_shaping.rlcr import (
     weighted_vote,
 )
 
-from trl_rewards import Context, RewardError, load_reward
+from trl_rewards import Context, Failed, RewardError, load_reward
 from trl_rewards.testing import make_samples
 
 CASES = {
@@ -118,11 +119,32 @@ def test_votes_equal_the_recorded_ones():
     assert weighted_vote(answers, confidences) == case["outputs"]["confidence_weighted"]
 
 
+def test_a_reference_of_nothing_is_none():
+    gold = [float("nan"), "", " ", [], [None, ""], ["", "Paris"]]
+    samples = make_samples([reply("Paris", "1")] * 6, answer=gold)
+    assert load_reward("rlcr").score(samples) == [None] * 5 + [1.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([0.0, 1.0], 1.0),
+        ([0.0, None, 0.0], 0.0),
+        ([Failed("late"), 1.0], 1.0),
+        ([0.0, Failed("late")], Failed("late")),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_an_answer_is_right_by_any_reference_and_wrong_by_all(scores, found):
+    assert by_any(scores) == found
+
+
 @pytest.mark.slow
 def test_answers_may_be_compared_as_mathematics():
     reward = load_reward("rlcr", match="math")
     try:
-        samples = make_samples([reply("$\\frac{1}{2}$", "1"), reply("3", "1"), "x"], answer=["0.5", "4", None])
+        samples = make_samples([reply("$\\frac{1}{2}$", "1"), reply("3", "1"), "x"], answer=[["2", "0.5"], "4", None])
         assert reward.score(samples) == [1.0, -1.0, None]
     except RewardError as error:
         pytest.skip(str(error))

@@ -24,6 +24,8 @@ from trl_rewards.testing import check_reward, make_samples
         ("en", "So 答案 is four", 3 / 5),  # each of the two letters counts
         ("zh", "答案是 four", 3 / 4),
         ("ja", "答えは四です", 1.0),
+        ("ja", "サーバーの時々、ＡＢ株式会社ｶﾅ", 13 / 14),  # ＡＢ is a Latin word
+        ("hi", "नमस्ते दुनिया four", 2 / 3),  # vowel signs end no word
         ("ru", "ответ is четыре", 2 / 3),
         ("zh", "因为 $x^2 = \\text{four}$ 所以 `print(four)` <answer>四</answer> x", 1.0),
         ("de", "ohne Größe", 1.0),

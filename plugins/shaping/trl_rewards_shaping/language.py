@@ -29,6 +29,8 @@ SCRIPTS = {
 """Scripts of languages that are not written in Latin letters, by the first word of their letters' Unicode names."""
 _ALONE = {"CJK", "HIRAGANA", "KATAKANA", "THAI"}
 """Scripts without spaces between words: each letter counts as one."""
+_SAME = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}
+"""Of the prolonged sound mark ー, and the iteration mark 々."""
 _NO_LANGUAGE = re.compile(
     r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|</?\w+>|\\\w+|https?://\S+", re.DOTALL
 )
@@ -38,14 +40,22 @@ _NO_LANGUAGE = re.compile(
 @functools.lru_cache(maxsize=65536)
 def script_of(letter: str) -> str:
     """The script of a letter, such as LATIN or CJK."""
-    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    first = unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    return _SAME.get(first, first)
+
+
+def _letters_alone(text: str) -> str:
+    """The text with letters of full or half width as usual ones, and without combining marks, such as vowel signs:
+    `re` would end words at them."""
+    usual = unicodedata.normalize("NFKC", text)
+    return "".join(letter for letter in usual if not unicodedata.category(letter).startswith("M"))
 
 
 def scripts_of(text: str) -> Counter[str]:
     """How many words of each script a text has, code and mathematics left out. Single Latin or Greek letters, which
     are often variables, are no words."""
     found: Counter[str] = Counter()
-    for word in re.findall(r"[^\W\d_]+", _NO_LANGUAGE.sub(" ", text)):
+    for word in re.findall(r"[^\W\d_]+", _letters_alone(_NO_LANGUAGE.sub(" ", text))):
         letters = Counter(script_of(letter) for letter in word)
         alone = {script: count for script, count in letters.items() if script in _ALONE}
         found.update(alone)

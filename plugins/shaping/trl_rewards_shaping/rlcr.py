@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from trl_rewards import Context, Reward, Samples, Score, load_reward
+from trl_rewards import Context, Failed, Reward, Samples, Score, load_reward
 
 MALFORMED = -1.0
 """What a reply of another form earns: as little as a wrong answer of full confidence."""
@@ -127,7 +127,7 @@ class RLCR(Reward):
     """
 
     answer: str = "answer"
-    """Dataset column with the reference answer, or a list of them."""
+    """Dataset column with the reference answer, or a list of them, any of which is right."""
     match: Literal["exact", "math"] = "exact"
     """How answers are compared: as plain text, without case, punctuation and articles, or as `accuracy` does."""
     measure: Literal["reward", "format", "accuracy", "brier"] = "reward"
@@ -177,12 +177,14 @@ class RLCR(Reward):
                 float(plain(answer) in map(plain, wanted)) if wanted else None
                 for answer, wanted in zip(answers, references, strict=True)
             ]
+        rows = [row for row, wanted in enumerate(references) for _ in wanted]
         tagged = replace(
-            samples,
-            completions=[f"<answer>{answer}</answer>" for answer in answers],
-            columns={"answer": [wanted[0] if wanted else None for wanted in references]},
+            samples.take(rows),
+            completions=[f"<answer>{answers[row]}</answer>" for row in rows],
+            columns={"answer": [text for wanted in references for text in wanted]},
         )
-        return self._math.score(tagged)
+        scores = iter(self._math.score(tagged))
+        return [by_any([next(scores) for _ in wanted]) for wanted in references]
 
     def _log(self, pairs: Sequence[tuple[float, float]]) -> None:
         if not pairs or not self._context.log_metric:
@@ -199,6 +201,18 @@ class RLCR(Reward):
                 self._context.log_metric(f"{self.display_name}/{name}", value)
 
 
+def by_any(scores: Sequence[Score]) -> Score:
+    """Of an answer's scores, 1.0 or 0.0 or holes, by several references: right by one is right, wrong is wrong by all.
+
+    A reference that says nothing (None) does not count; a failed comparison leaves open what is not right by another.
+    """
+    if 1.0 in scores:
+        return 1.0
+    failed = [score for score in scores if isinstance(score, Failed)]
+    return failed[0] if failed else 0.0 if 0.0 in scores else None
+
+
 def _texts(value: Any) -> list[str]:
-    """The reference answers of a row, missing ones left out."""
-    return [str(text) for text in (value if isinstance(value, (list, tuple)) else [value]) if text is not None]
+    """The reference answers of a row, missing ones (None, NaN of tables, empty texts) left out."""
+    given = value if isinstance(value, (list, tuple)) else [value]
+    return [str(text) for text in given if text is not None and text == text and str(text).strip()]
