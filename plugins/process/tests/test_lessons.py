@@ -101,7 +101,7 @@ def test_a_judges_first_wrong_step_is_a_process_reward(judge_url):
     samples = Samples(["add"] * 2, ["1 + 1 = 3\n\nok", ""], completion_ids=[[*map(ord, "1 + 1 = 3\n\nok")], []])
     tokens = asyncio.run(reward.ascore(samples))
     assert tokens[0] == [None] * 8 + [0.0] + [None] * 4
-    assert tokens[1] == []
+    assert tokens[1] is None
 
 
 def test_a_judge_that_names_no_step_fails_the_row():
