@@ -71,7 +71,8 @@ def run(variant: str, base: str, steps: int, new_tokens: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     sources = [Source("even", Even())]
     if variant != "outcomes":
-        prime = load_reward("prime", micro_batch=8, **({} if variant == "shared" else {"path": base, "dtype": "float32"}))
+        model = {} if variant == "shared" else {"path": base, "dtype": "float32"}
+        prime = load_reward("prime", micro_batch=8, **model)
         sources.append(Source("prime", prime))
     advantage = load_advantage("leave_one_out" if variant == "outcomes" else "prime_rloo")
     with tempfile.TemporaryDirectory() as folder:
