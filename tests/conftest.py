@@ -47,6 +47,26 @@ def make_tokenizer():
     )
 
 
+def make_sentencepiece_tokenizer():
+    """Shaped like Mistral's: white space belongs to the word after it, and unknown characters are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyzSABC0123456789.:=+-*\n<>/ки"
+    merges = [("t", "h"), ("▁", "t"), ("▁", "+"), ("▁", "-"), ("к", "и"), ("▁", "ки"), ("▁", "S")]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
+    tokens += [left + right for left, right in merges]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", bos_token="<s>")
+
+
 @pytest.fixture(scope="session")
 def policy_path(tmp_path_factory) -> str:
     """A random one-layer Qwen3 policy with its tokenizer."""

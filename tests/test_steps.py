@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
+from tests.conftest import make_sentencepiece_tokenizer
 from trl_rewards import Context, Failed, Samples, StepReward, bundled
 from trl_rewards.steps import aggregate, splitter, step_ends, steps_in, token_ends, turn_ends
 
@@ -19,25 +19,7 @@ def byte_level():
 
 @pytest.fixture(scope="module")
 def sentencepiece():
-    """Shaped like Llama 2's: a leading space that decoding takes away, and bytes for characters it does not know."""
-    words = "first we add two and three\n\nthen we are done here"
-    tokens = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        *sorted(set(words) - {" ", "\n"}),
-    ]
-    merges = [("t", "h"), ("▁", "t"), ("w", "e"), ("▁", "we"), ("a", "d"), ("ad", "d"), ("▁", "add")]
-    tokens += [left + right for left, right in merges]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", bos_token="<s>")
+    return make_sentencepiece_tokenizer()
 
 
 def prefix_ends(tokenizer, ids):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.conftest import make_tokenizer
+from tests.conftest import make_sentencepiece_tokenizer, make_tokenizer
 
 SIZES = {
     "hidden_size": 32,
@@ -37,26 +37,6 @@ class Steps(Qwen2PreTrainedModel):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return TokenClassifierOutput(logits=self.score(hidden))
 """
-
-
-def sentencepiece_tokenizer():
-    """Shaped like Mistral's: white space belongs to the word after it, and unknown characters are bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    letters = "abcdefghijklmnopqrstuvwxyzSABC0123456789.:=+-*\n<>/ки"
-    merges = [("t", "h"), ("▁", "t"), ("▁", "+"), ("▁", "-"), ("к", "и"), ("▁", "ки"), ("▁", "S")]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
-    tokens += [left + right for left, right in merges]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", bos_token="<s>")
 
 
 def qwen_config(tokenizer, **options):
@@ -106,7 +86,7 @@ def shepherd(tmp_path_factory) -> str:
     from transformers import MistralConfig, MistralForCausalLM
 
     folder = tmp_path_factory.mktemp("shepherd")
-    tokenizer = sentencepiece_tokenizer()
+    tokenizer = make_sentencepiece_tokenizer()
     torch.manual_seed(4)
     MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
