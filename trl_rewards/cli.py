@@ -13,6 +13,7 @@ from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_me
 
 if TYPE_CHECKING:
     from trl_rewards.models.pretrained import Loading
+    from trl_rewards.pairs import Sampling
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,7 +134,7 @@ def score(
     print(score_file(config, _overrides(context), data, out, split, completion, batch_size, trace))
 
 
-# What `bon` and `select` say alike of the model that answers.
+# What `bon`, `select` and `reference` say alike of the model that answers.
 _TopK = Annotated[int, typer.Option(help="0: every token")]
 _BatchTokens = Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")]
 _Adapter = Annotated[str | None, typer.Option(help="LoRA adapter on the model")]
@@ -155,6 +156,24 @@ def _loading(
         quantization="4bit" if in_4bit else None,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _sampling(
+    command: str, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_tokens: int
+) -> Sampling:
+    """How it answers. RecipeError, of the command, for what cannot be."""
+    from trl_rewards.pairs import Sampling
+
+    try:
+        return Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+        )
+    except ValueError as error:
+        raise RecipeError([str(error)], f"trl-rewards {command}") from error
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -193,25 +212,20 @@ def bon(
     Goes on where it stopped when the same command is given again.
     """
     from trl_rewards.bon import BestOf, best_of_n
-    from trl_rewards.pairs import Sampling, Selection
+    from trl_rewards.pairs import Selection
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
     words = {"format": format, "select": select, "backend": backend}
     found: Any = {name: _one_of(name, word) for name, word in words.items()}
+    sampling = _sampling("bon", max_new_tokens, temperature, top_p, top_k, batch_tokens)
     try:
         options = BestOf(
             prompts=prompts,
             split=split,
             limit=limit,
             n=n,
-            sampling=Sampling(
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                batch_tokens=batch_tokens,
-            ),
+            sampling=sampling,
             seed=seed,
             format=found["format"],
             selection=Selection(
@@ -267,29 +281,18 @@ def select(
     Goes on where it stopped when the same command is given again. What it writes is a recipe's dataset_name.
     """
     from trl_rewards.offline import scoring_recipe
-    from trl_rewards.pairs import Sampling
     from trl_rewards.recipe import spec_of_word
     from trl_rewards.selection import Selecting, select_rows
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
     found: Any = _one_of("backend", backend)
-    try:
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            batch_tokens=batch_tokens,
-        )
-    except ValueError as error:
-        raise RecipeError([str(error)], "trl-rewards select") from error
     options = Selecting(
         prompts=data,
         split=split,
         limit=limit,
         n=n,
-        sampling=sampling,
+        sampling=_sampling("select", max_new_tokens, temperature, top_p, top_k, batch_tokens),
         seed=seed,
         backend=found,
         selector=spec_of_word(selector, "--selector"),
@@ -314,52 +317,38 @@ def reference(
     limit: Annotated[int | None, typer.Option(help="prompts at most")] = None,
     temperature: float = 0.9,
     top_p: float = 0.9,
-    top_k: Annotated[int, typer.Option(help="0: every token")] = 50,
+    top_k: _TopK = 50,
     max_new_tokens: int = 512,
-    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch, prompts and completions")] = 32768,
+    batch_tokens: _BatchTokens = 32768,
     seed: int = 0,
-    adapter: Annotated[str | None, typer.Option(help="LoRA adapter on the model")] = None,
+    adapter: _Adapter = None,
     revision: str | None = None,
     dtype: str = "bfloat16",
-    load_in_4bit: Annotated[bool, typer.Option(help="bitsandbytes nf4")] = False,
+    load_in_4bit: _In4bit = False,
     trust_remote_code: bool = False,
-    backend: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+    backend: _Backend = "transformers",
 ) -> None:
     """Score answers of the policy before training, and write the dataset with these reference rewards as a column.
 
     That is what `par` and other shapers hold rewards against. Goes on where it stopped when the same command is given
     again. What it writes is a recipe's dataset_name.
     """
-    from trl_rewards.models.pretrained import Loading
     from trl_rewards.offline import scoring_recipe
-    from trl_rewards.pairs import Sampling
     from trl_rewards.reference import Referencing, reference_rewards
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
-    words = {"backend": backend, "dtype": dtype}
-    found: Any = {name: _one_of(name, word) for name, word in words.items()}
-    try:
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            batch_tokens=batch_tokens,
-        )
-    except ValueError as error:
-        raise RecipeError([str(error)], "trl-rewards reference") from error
+    found: Any = _one_of("backend", backend)
     options = Referencing(
-        prompts=data, split=split, limit=limit, n=n, sampling=sampling, seed=seed, backend=found["backend"]
+        prompts=data,
+        split=split,
+        limit=limit,
+        n=n,
+        sampling=_sampling("reference", max_new_tokens, temperature, top_p, top_k, batch_tokens),
+        seed=seed,
+        backend=found,
     )
-    loading = Loading(
-        path=model,
-        adapter=adapter,
-        revision=revision,
-        dtype=dtype,
-        quantization="4bit" if load_in_4bit else None,
-        trust_remote_code=trust_remote_code,
-    )
+    loading = _loading(model, adapter, revision, dtype, load_in_4bit, trust_remote_code)
     print(reference_rewards(scoring_recipe(config, (), _overrides(context)), options, loading, out))
 
 
