@@ -83,6 +83,14 @@ class StepReward(TokenReward):
             )
         return [self._row(samples, row, steps[row], values) for row, values in enumerate(found)]
 
+    def ends_in(
+        self, tokenizer: Any, ids: Sequence[int], completion: Text, steps: Sequence[str]
+    ) -> list[int] | Failed:
+        """Index of each step's last token among a completion's token ids; Failed where a step is not found there."""
+        if self.steps == "turn":
+            return turn_ends(tokenizer, ids, completion)
+        return step_ends(tokenizer, ids, steps)
+
     def score(self, samples: Samples) -> list[Score]:
         steps = self.steps_of(samples)
         found = self.score_steps(samples, steps)
@@ -101,10 +109,7 @@ class StepReward(TokenReward):
         if self.take != "steps" or tokenizer is None or not samples.completion_ids:
             return aggregate(values, self.take)
         ids = samples.completion_ids[row]
-        if self.steps == "turn":
-            ends = turn_ends(tokenizer, ids, samples.completions[row])
-        else:
-            ends = step_ends(tokenizer, ids, steps)
+        ends = self.ends_in(tokenizer, ids, samples.completions[row], steps)
         if isinstance(ends, Failed):
             return ends
         tokens: list[float | None] = [None] * len(ids)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Context, Failed, OutcomeObjective, Outcomes, RewardError, Samples, Score, StepReward
 from trl_rewards.models import InProcess
-from trl_rewards.steps import aggregate, step_ends, turn_ends
+from trl_rewards.steps import aggregate
 from trl_rewards_prime.implicit import at_steps, ce_loss
 from trl_rewards_prime.logps import CompletionModel
 
@@ -103,10 +103,7 @@ class ImplicitPRM(InProcess, StepReward):
                 continue
             assert not isinstance(pair, Failed)  # it would have no q
             ids = pair[1]
-            if self.steps == "turn":
-                ends = turn_ends(tokenizer, ids, samples.completions[row])
-            else:
-                ends = step_ends(tokenizer, ids, steps[row])
+            ends = self.ends_in(tokenizer, ids, samples.completions[row], steps[row])
             if ends and not isinstance(ends, Failed):
                 ends[-1] = len(ids) - 1
             found.append(ends if isinstance(ends, Failed) else self._at(ends, q))
