@@ -124,6 +124,19 @@ class World:
         rank, first = next((rank, text) for rank, text in enumerate(problems) if text is not None)
         raise RewardError(first if self.size == 1 else f"{first} (on rank {rank} of {self.size})")
 
+    @contextmanager
+    def together(self, failure: str, device: Any) -> Generator[None]:
+        """`with`: what fails inside on one rank, where the others would wait for it, is a RewardError on every rank.
+
+        `failure` begins its message. Every rank must come here, and nothing inside may wait for another.
+        """
+        problem = None
+        try:
+            yield
+        except Exception as error:
+            problem = f"{failure}: {type(error).__name__}: {error}"
+        self.raise_together(problem, device)
+
 
 class Scored(NamedTuple):
     """What `score_sources` found, for the rows of this rank."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         extract_json,
     )
     from trl_rewards.models.judge_options import ChatOptions
-    from trl_rewards.models.learner import Learner, outcomes_of, parts
+    from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
     from trl_rewards.models.options import InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
@@ -85,6 +85,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "outcomes_of": "learner",
     "padded_rollout": "scorer",
     "parts": "learner",
+    "source_of": "learner",
     "shown_text": "encoding",
     "api_key": "http",
     "VllmSampler": "sampling",
@@ -159,6 +160,7 @@ __all__ = [
     "parts",
     "sample_candidates",
     "shown_text",
+    "source_of",
     "stream",
     "trunk_of",
     "using",

@@ -61,16 +61,12 @@ class Learner:
         step = mini_batch or max(1, len(rows))
         for start in range(0, len(rows), step):
             chosen = rows[start : start + step]
-            total, problem = torch.zeros((), device=self.device), None
-            try:
-                with self._training():
-                    for part in parts(chosen[world.rank :: world.size], micro_batch):
-                        loss = losses(part).sum() / (len(chosen) if mean else 1)
-                        loss.backward()
-                        total += loss.detach()
-            except Exception as error:  # the other processes would wait for this one's gradients
-                problem = f"{self.name!r} could not learn: {type(error).__name__}: {error}"
-            world.raise_together(problem, self.device)
+            total = torch.zeros((), device=self.device)
+            with world.together(f"{self.name!r} could not learn", self.device), self._training():
+                for part in parts(chosen[world.rank :: world.size], micro_batch):
+                    loss = losses(part).sum() / (len(chosen) if mean else 1)
+                    loss.backward()
+                    total += loss.detach()
             found.append(world.total(total).item())
             norms.append(self._step(world))
         return {"loss": sum(found) / len(found), "grad_norm": sum(norms) / len(norms)} if found else {}
@@ -102,20 +98,28 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-def outcomes_of(batch: RewardBatch, learner: str, source: str | None) -> Tensor:
-    """(N,) the raw scores in [0, 1] of the source that a reward learns from, NaN for none.
+def source_of(batch: RewardBatch, learner: str, source: str | None) -> str:
+    """The name of the source that a reward learns from: `source`, or None, the only one beside it.
 
-    `learner`: the reward's own name. `source` None: the only other one. RewardError where there are none to be had.
+    `learner`: the reward's own name. RewardError where there is no such source.
     """
-    names = batch.scores.names
-    candidates = [name for name in names if name != learner]
+    candidates = [name for name in batch.scores.names if name != learner]
     name = source or (candidates[0] if len(candidates) == 1 else None)
     if name not in candidates:
         raise RewardError(
             f"{learner!r} learns from another source's outcomes: set outcome to one of "
             f"{', '.join(candidates) or '(there is no other source)'}; got {source!r}"
         )
-    outcomes = batch.scores.values[:, names.index(name)]
+    return name
+
+
+def outcomes_of(batch: RewardBatch, learner: str, source: str | None) -> Tensor:
+    """(N,) the raw scores in [0, 1] of the source that a reward learns from, NaN for none.
+
+    Names as in `source_of`. RewardError where there are none to be had.
+    """
+    name = source_of(batch, learner, source)
+    outcomes = batch.scores.values[:, batch.scores.names.index(name)]
     if ((outcomes < 0) | (outcomes > 1)).any():
         raise RewardError(
             f"{learner!r}: outcomes of {name!r} must be in [0, 1], got "

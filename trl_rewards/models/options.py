@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trl_rewards.components import Context, Reward, resolve_path
@@ -51,6 +52,16 @@ class InProcess(Reward):
             raise ValueError("set load_in_4bit or load_in_8bit, not both")
         if self.offload and self.load_in_8bit:
             raise ValueError("offload moves weights, and bitsandbytes int8 weights cannot be moved; use load_in_4bit")
+
+    def check_trained(self) -> None:
+        """ValueError for options with which a model cannot be trained while the policy is."""
+        if self.offload:
+            raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
+        if self.device != "same" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"device: with several processes gradients are added up where the policy is; got {self.device!r}, "
+                "leave it at same"
+            )
 
     def loading(self, path: str, context: Context) -> Loading:
         """These options for a model, its paths resolved against the recipe's folder.

@@ -291,23 +291,22 @@ class PipelineMixin(_Trainer):
         advantages = self._finished(advantages, batch, output)
         output["advantages"] = self._local(advantages, output).to(output["advantages"].dtype)
         per_row = advantages if advantages.dim() == 1 else _row_means(advantages, batch.mask)
-        for _ in range(min(rows, len(logged))):
+        self._log_advantages(per_row)
+        return batch
+
+    def _log_advantages(self, per_row: torch.Tensor) -> None:
+        """Put (N,) advantages in the place of those that TRL has logged of this batch."""
+        logged = self._logs["advantages"]
+        for _ in range(min(len(per_row), len(logged))):
             logged.pop()
         logged.extend(per_row.tolist())
         self.last_advantages = per_row
-        return batch
 
     def _hold_back(self, output: dict[str, Any]) -> None:
         """Advantages of 0, in TRL's output and logs: the policy has no gradient from this batch but of a KL term."""
         assert self.last_batch is not None
         output["advantages"].zero_()
-        logged = self._logs["advantages"]
-        rows = min(len(self.last_batch.rewards), len(logged))
-        for _ in range(rows):
-            logged.pop()
-        logged.extend([0.0] * rows)
-        if self.last_advantages is not None:
-            self.last_advantages = torch.zeros_like(self.last_advantages)
+        self._log_advantages(torch.zeros_like(self.last_batch.rewards))
 
     def _with_tokens(self, batch: RewardBatch, output: dict[str, Any]) -> RewardBatch:
         """The batch with the (N, T) tensors that the advantage needs."""

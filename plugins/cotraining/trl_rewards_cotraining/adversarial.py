@@ -136,16 +136,13 @@ class Adversarial(TrainedModel):
                 rows.setdefault((str(batch.samples.prompts[row]), str(answer)), []).append(row)
         mine = list(rows.values())[world.rank :: world.size]
         device = batch.scores.values.device
-        found, problem = torch.zeros(len(answers), device=device), None
-        try:
+        found = torch.zeros(len(answers), device=device)
+        with world.together(f"{self.display_name!r} could not score the references", device):
             chosen = [same[0] for same in mine]
             scores = self._scores(*self._shown(batch.samples.take(chosen), [answers[row] for row in chosen]))
             for same, score in zip(mine, scores, strict=True):
                 clamped = self._clamped(score)
                 found[same] = float("nan") if isinstance(clamped, Failed) else clamped
-        except Exception as error:  # the other processes would wait for this one's
-            problem = f"{self.display_name!r} could not score the references: {type(error).__name__}: {error}"
-        world.raise_together(problem, device)
         absent = torch.tensor([answer is None for answer in answers], device=device)
         return world.total(found).masked_fill(absent, float("nan"))
 

@@ -177,13 +177,10 @@ class Cooper(TrainedModel):
                 chosen.append(Pair(row, texts[other] if other is not None else ""))
         if self._assistant is None:
             return chosen, {}
-        mine, counts, problem = chosen[world.rank :: world.size], {}, None
-        try:
-            mine, counts = self._rewritten(self._assistant, samples, mine)
-        except Exception as error:  # the other processes would wait for this one's pairs
-            problem = f"{self.display_name!r} could not make pairs: {type(error).__name__}: {error}"
-        world.raise_together(problem, self._ready()[1].device)
-        shares = world.gather_objects((mine, counts))
+        mine: tuple[list[Pair], dict[str, int]] = [], {}
+        with world.together(f"{self.display_name!r} could not make pairs", self._ready()[1].device):
+            mine = self._rewritten(self._assistant, samples, chosen[world.rank :: world.size])
+        shares = world.gather_objects(mine)
         made = sorted(pair for pairs, _ in shares for pair in pairs)
         names = ("no_reply", "cut", "not_wrong")
         return made, {f"rewrites_{name}": float(sum(share.get(name, 0) for _, share in shares)) for name in names}

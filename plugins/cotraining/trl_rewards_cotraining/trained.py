@@ -5,7 +5,6 @@ https://huggingface.co/papers/2508.05613, https://huggingface.co/papers/2511.202
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -66,13 +65,7 @@ class TrainedModel(InProcess, TrainableReward):
             raise ValueError(f"train: all needs dtype float32, in {self.dtype} small steps are lost; or train: lora")
         if self.train == "all" and (self.load_in_4bit or self.load_in_8bit or self.adapter):
             raise ValueError("train: all is for a whole model; with a quantised one or an adapter use train: lora")
-        if self.offload:
-            raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
-        if self.device != "same" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(
-                f"device: with several processes gradients are added up where the policy is; got {self.device!r}, "
-                "leave it at same"
-            )
+        self.check_trained()
         self._scorer: Scorer | None = None
         self._learner: Learner | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -85,10 +84,7 @@ class Prime(InProcess, TokenReward, TrainableReward):
             raise ValueError("lam is verl's, for single tokens: set compat: verl and granularity: token, or lam: 0")
         if self.adapter is not None:
             raise ValueError("adapter: the model trains an adapter of its own; merge yours into the model of `path`")
-        if self.device != "same" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("device: several processes add up gradients where the policy is; leave it at same")
-        if self.offload:
-            raise ValueError("offload moves a model between devices, which its optimiser would not follow; leave it")
+        self.check_trained()
         self._model: _AdapterModel | None = None
         self._base: Any = None
         self._context: Context | None = None
@@ -232,14 +228,9 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
         model, count = self._ready(), len(batch.samples)
         sums = torch.zeros(count, device=model.device)
-        problem = None
-        try:
-            with torch.no_grad():
-                for part in parts(range(world.rank, count, world.size), self.micro_batch):
-                    sums[part] = self._sums(model, batch.samples, part)
-        except Exception as error:  # the other processes would wait for this one's sums
-            problem = f"{self.display_name!r} could not learn: {type(error).__name__}: {error}"
-        world.raise_together(problem, model.device)
+        with world.together(f"{self.display_name!r} could not learn", model.device), torch.no_grad():
+            for part in parts(range(world.rank, count, world.size), self.micro_batch):
+                sums[part] = self._sums(model, batch.samples, part)
         return world.total(sums)
 
     def _losses(self, sums: Tensor, outcomes: Tensor, every: Tensor | None, rows: list[int], size: int) -> Tensor:

@@ -11,7 +11,7 @@ import itertools
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trl_rewards import Context, Failed, RewardBatch, RewardError, Samples, Score, StepReward, TrainableReward
+from trl_rewards import Context, Failed, RewardBatch, Samples, Score, StepReward, TrainableReward
 from trl_rewards.models import as_text
 from trl_rewards_process.factors import BUILT_IN, CONFINED, FactorSet, Found
 
@@ -149,10 +149,12 @@ class LatentReward(StepReward, TrainableReward):
         import torch
 
         from trl_rewards import World
+        from trl_rewards.models import source_of
 
         _, network, learner = self._ready()
         world, samples = World.current(), batch.samples
-        returns = self._returns(batch).masked_fill(batch.rewards.isnan(), float("nan"))
+        place = batch.scores.names.index(source_of(batch, self.display_name, self.outcome))
+        returns = batch.scores.values[:, place].masked_fill(batch.rewards.isnan(), float("nan"))
         mine = range(world.rank, len(samples), world.size)
         found = self._factors_of(samples, self.steps_of(samples), mine)
         every = {row: values for share in world.gather_objects(found) for row, values in share.items()}
@@ -194,18 +196,6 @@ class LatentReward(StepReward, TrainableReward):
         """Factors of some rows' steps, or why there are none."""
         described = self._ready()[0]([(as_text(samples.prompts[row]), steps[row]) for row in rows])
         return dict(zip(rows, described, strict=True))
-
-    def _returns(self, batch: RewardBatch) -> Tensor:
-        """(N,) R of each row, NaN for none. RewardError where there are none to be had."""
-        names = batch.scores.names
-        others = [name for name in names if name != self.display_name]
-        name = self.outcome or (others[0] if len(others) == 1 else None)
-        if name not in others:
-            raise RewardError(
-                f"{self.display_name!r} gives out another source's scores: set outcome to one of "
-                f"{', '.join(others) or '(there is no other source)'}; got {self.outcome!r}"
-            )
-        return batch.scores.values[:, names.index(name)]
 
     def state_dict(self) -> dict[str, Any]:
         return self._learner.state_dict() if self._learner is not None else {}
