@@ -51,6 +51,8 @@ REWARDS = {
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
+    "pairwise_rl": (SCRIPTED | {"anchor": "answer"}, {"answer": ANSWERS}),
+    "pairwise_win_rate": (SCRIPTED | {"swaps": True, "tournament": 2}, {}),
     "r1_consistency": (SCRIPTED, {}),
     "r1_format": ({}, {}),
     "ppr": (SCRIPTED, {}),
@@ -58,6 +60,7 @@ REWARDS = {
     "repetition": ({"ngram_size": 1}, {}),
     "rlcr": ({}, {"answer": ANSWERS}),
     "rouge_l": ({}, {"references": REFERENCES}),
+    "ruler": (SCRIPTED, {}),
     "think_answer_format": ({}, {}),
 }
 REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]})
