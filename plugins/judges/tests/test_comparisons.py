@@ -301,6 +301,15 @@ def test_a_tournament_asks_round_by_round(says):
     assert sorted(rates) == pytest.approx([0] + [1 / 3] * 3 + [2 / 3] * 3 + [1])
 
 
+def test_a_model_in_this_process_is_asked_in_rounds_too(policy_path):
+    options = {"model": policy_path, "dtype": "float32", "max_tokens": 4, "parse_retries": 0, "criteria": "Be short."}
+    reward = load_reward("pairwise_win_rate", tournament=2, **options)
+    found = reasons(scores(reward, ["1", "2", "3", "4"]))
+    assert len(found) == 4
+    assert "leaves no room for max_tokens 4 in its context of 256" in found[0]
+    assert reward.metrics["pairs"] == 2 * 2
+
+
 BETTER = """
 def better(prompts, ones, others):
     assert set(prompts) == {"q"}

@@ -1,4 +1,4 @@
-"""What judges of two answers share: how they are asked, how they answer, and what comparisons make of a group."""
+"""What judges of two answers share, and what comparisons make of a group.  https://huggingface.co/papers/2508.20751"""
 
 from __future__ import annotations
 
