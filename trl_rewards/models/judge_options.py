@@ -7,7 +7,7 @@ from dataclasses import field, fields
 from typing import Any, Literal
 
 from trl_rewards.models.http import check_address, check_key_name
-from trl_rewards.models.options import InProcess
+from trl_rewards.models.options import Held, InProcess
 
 SCRIPTED = "bundled:judge"
 _FOR_SERVERS = (
@@ -110,6 +110,9 @@ class ChatOptions(InProcess):
                     f"{', '.join(unused)}: without endpoint the model runs in this process, where this does nothing; "
                     "leave it out, or set endpoint"
                 )
+
+    def held(self) -> list[Held]:
+        return [] if self.endpoint else [Held(self.model, self.token_budget, cached=self.token_budget)]
 
     def _for_servers(self) -> tuple[str, ...]:
         """Options that do nothing for a model in this process."""
