@@ -190,7 +190,7 @@ def test_the_command_lists_claims_and_prints_a_table_and_a_verdict(tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "new is better than old" in done.output
-    assert "right of new higher than old: +0.3 (+0.3 to +0.3), reproduced" in done.output
+    assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in done.output
     assert (tmp_path / "runs/mine/plot.png").is_file()
 
 

@@ -364,7 +364,7 @@ def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
         difference = interval([a - b for a, b in pairs])
         expected.append(
             {
-                "what": f"{each.measure} of {each.arm} {each.direction.replace('_', ' ')} than {than}",
+                "what": f"{each.measure}: {each.arm} {each.direction.replace('_', ' ')} than {than}",
                 "difference": list(difference) if len(pairs) > 1 else [difference.mean],
                 "seeds": len(pairs),
                 "verdict": judge(each, difference),
