@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rewards_judges.flr import chosen, likelier, shipped
 
 from tests.conftest import make_sentencepiece_tokenizer
-from trl_rewards import Context, Failed, RewardError, load_reward
+from trl_rewards import Context, RewardError, load_reward
 from trl_rewards.loading import build
 from trl_rewards.testing import check_reward, make_samples, run_reward
 
@@ -128,7 +128,7 @@ def test_a_model_without_a_template_reads_plain_text(tmp_path):
     model = MistralForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # reads some texts otherwise than the one that was saved
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     utterances = {"a": {"positive": ["the cat"], "negative": ["a dog"]}}
     (score,) = run_reward(flr(str(tmp_path), utterances=utterances), make_samples([" so 4"], prompts=["2 + 2"]))
     means = []
@@ -171,12 +171,3 @@ def test_utterances_come_from_a_file(judge_path, write):
 def test_options_that_cannot_be_are_refused(options, problem):
     _, problems = build("reward", "flr", {"path": "m"} | options)
     assert problem in problems[0]
-
-
-def test_nothing_to_read_is_a_hole(tmp_path, judge_path):
-    tokenizer = AutoTokenizer.from_pretrained(judge_path)
-    tokenizer.chat_template = None
-    AutoModelForCausalLM.from_pretrained(judge_path).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    found = run_reward(flr(str(tmp_path)), make_samples(["", "a"], prompts=["", ""]))
-    assert not any(isinstance(score, Failed) for score in found)  # a line's end is there in any case

@@ -81,7 +81,8 @@ class FLR(InProcess):
         if self._reader is None:
             self.setup(self._context)
         assert self._reader is not None
-        said = [without_thinking(text) if self.drop_thinking else text for text in samples.texts]
+        # White space around an answer is left as it is: plain text goes on from the prompt.
+        said = [without_thinking(text) if self.drop_thinking and "think>" in text else text for text in samples.texts]
         found: list[Score] = []
         by_category: dict[str, list[float]] = {name: [] for name in self._chosen}
         for means in self._reader.likelihoods(samples.prompts, said):
