@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score
 from trl_rewards.models import InProcess, as_text, control_tokens_of, without_control_tokens, without_thinking
-from trl_rewards_judges.language import load_language_model
+from trl_rewards_judges._language import load_language_model
 
 if TYPE_CHECKING:
     from trl_rewards.models import Scorer

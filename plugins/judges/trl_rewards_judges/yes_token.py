@@ -22,7 +22,7 @@ from trl_rewards.models import (
     placeholders,
     without_control_tokens,
 )
-from trl_rewards_judges.language import load_language_model
+from trl_rewards_judges._language import load_language_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ class YesToken(JudgeReward):
         there = self._references(samples)
         return {row: low for row, low in super().gated(samples).items() if there[row] is not None}
 
-    def local_chat(self, context: Context) -> Any:
+    def local_chat(self, context: Context) -> YesModel:
         return YesModel(self, context)
 
     def asks(self, samples: Samples) -> list[Ask]:
@@ -149,9 +149,10 @@ class YesToken(JudgeReward):
         """Each row's reference, "" where none is wanted, None where it is wanted and not there."""
         if self.reference is None:
             return [""] * len(samples)
+        given = samples[self.reference]
         texts = [
-            "" if value is None or value != value else str(value) for value in samples[self.reference]
-        ]  # NaN: None
+            "" if value is None or value != value else str(value) for value in given
+        ]  # NaN is how tables say None
         return [without_control_tokens(text) if text.strip() else None for text in texts]
 
     def parse(self, ask: Ask, text: str) -> list[Score]:
