@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.asking import Asker
-    from trl_rewards.models.chat import Request
+    from trl_rewards.models.chat import Reply, Request
     from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.encoding import completion_start, shown_text
-    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters
+    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters, load_next_token
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
-    from trl_rewards.models.options import InProcess, nested_options
+    from trl_rewards.models.options import Held, InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -52,7 +52,14 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import SharedBase
-    from trl_rewards.models.untrusted import fenced, without_thinking
+    from trl_rewards.models.untrusted import (
+        control_tokens_of,
+        fenced,
+        fill,
+        placeholders,
+        without_control_tokens,
+        without_thinking,
+    )
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
@@ -62,6 +69,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Embedder": "embedding",
     "Head": "heads",
     "HttpClient": "http",
+    "Held": "options",
     "HttpFailure": "http",
     "InProcess": "options",
     "JudgeReward": "judge",
@@ -73,6 +81,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Sampled": "sampling",
     "Sampler": "sampling",
     "Sampling": "sampling",
+    "Reply": "chat",
     "Request": "chat",
     "Scorer": "scorer",
     "ServedScorer": "served",
@@ -82,6 +91,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "at_work": "pretrained",
     "checkpoint_weights": "heads",
     "completion_start": "encoding",
+    "control_tokens_of": "untrusted",
     "default_budget": "scorer",
     "head_parameters": "heads",
     "load_config": "pretrained",
@@ -91,6 +101,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "outcomes_of": "learner",
     "padded_rollout": "scorer",
     "parts": "learner",
+    "placeholders": "untrusted",
     "source_of": "learner",
     "shown_text": "encoding",
     "api_key": "http",
@@ -102,8 +113,10 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "excerpt": "judge",
     "extract_json": "judge",
     "fenced": "untrusted",
+    "fill": "untrusted",
     "keep_4bit_unpacked": "pretrained",
     "load_embedder": "embedding",
+    "load_next_token": "heads",
     "load_pretrained": "pretrained",
     "load_sampler": "sampling",
     "load_scorer": "scorer",
@@ -111,6 +124,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "trunk_of": "adapters",
     "using": "adapters",
     "with_adapter": "adapters",
+    "without_control_tokens": "untrusted",
     "without_thinking": "untrusted",
     "read_winner": "judge",
     "sample_candidates": "sampling",
@@ -125,6 +139,7 @@ __all__ = [
     "ChatOptions",
     "Embedder",
     "Head",
+    "Held",
     "HttpClient",
     "HttpFailure",
     "InProcess",
@@ -134,6 +149,7 @@ __all__ = [
     "Loading",
     "LocalSampler",
     "PairwiseJudge",
+    "Reply",
     "Request",
     "Sampled",
     "Sampler",
@@ -152,14 +168,17 @@ __all__ = [
     "at_work",
     "checkpoint_weights",
     "completion_start",
+    "control_tokens_of",
     "default_budget",
     "excerpt",
     "extract_json",
     "fenced",
+    "fill",
     "head_parameters",
     "keep_4bit_unpacked",
     "load_config",
     "load_embedder",
+    "load_next_token",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
@@ -170,6 +189,7 @@ __all__ = [
     "outcomes_of",
     "padded_rollout",
     "parts",
+    "placeholders",
     "read_winner",
     "sample_candidates",
     "score_in",
@@ -180,6 +200,7 @@ __all__ = [
     "using",
     "winner_schema",
     "with_adapter",
+    "without_control_tokens",
     "without_thinking",
 ]
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score, load_target
-from trl_rewards.models import Ask
+from trl_rewards.models import Ask, Held
 from trl_rewards_judges.comparing import (
     Answers,
     Compared,
@@ -78,6 +78,9 @@ class PairwiseWinRate(Comparing):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.ties <= 0.5:
             raise ValueError(f"ties must be in [0, 0.5], got {self.ties}")
+
+    def held(self) -> list[Held]:
+        return [] if self.scorer else super().held()
 
     def setup(self, context: Context) -> None:
         if not self.scorer:
