@@ -13,9 +13,9 @@ from rich.console import Console
 from trl_rewards.components import RewardBatch, Scores, Status
 from trl_rewards.console import Column, LiveTable, lay_out, source_names, tame_logging
 from trl_rewards.report import RunRecorder, figures, page, write_report
-from trl_rewards.report.drawing import draw, running_mean
+from trl_rewards.report.drawing import draw
 from trl_rewards.report.page import sample_pairs
-from trl_rewards.report.run import curve, read_lines, read_run
+from trl_rewards.report.run import curve, read_lines, read_run, running_mean
 from trl_rewards.samples import Samples
 
 NAN = float("nan")
@@ -97,7 +97,7 @@ def trainer_of(last_batch=None, last_advantages=None):
 
 
 def at(step, max_steps=10, main=True):
-    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=main)
+    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=main, log_history=[])
 
 
 def args_for(folder):

@@ -1,4 +1,4 @@
-"""What over-optimisation shows in is measured right, over all rows of all ranks, and watched sources change nothing."""
+"""What over-optimisation shows in is measured right, over all ranks' rows, and watched sources change nothing."""
 
 import dataclasses
 import math
@@ -40,8 +40,8 @@ def test_length_explains_all_of_a_reward_that_is_made_of_it():
 
 
 def test_the_share_is_of_the_variance_within_groups_and_less_chance():
-    # Deviations from group means (-1, 1, -1, 1) and (-3, 3, -1, 1) have the correlation 8 / √(4 · 20). Four rows in two
-    # groups leave two degrees of freedom: 1 - (1 - 0.8) · 2 / 1 = 0.6. The groups' means, far apart, do not matter.
+    # Deviations from group means (-1, 1, -1, 1) and (-3, 3, -1, 1) have the correlation 8 / √(4 · 20). Four rows in
+    # two groups leave two degrees of freedom: 1 - (1 - 0.8) · 2 / 1 = 0.6. The means, far apart, do not matter.
     one = torch.tensor([1.0, 3.0, 101.0, 103.0])
     other = torch.tensor([47.0, 53.0, 4.0, 6.0])
     correlation, share = explained(one, other, group_size=2)

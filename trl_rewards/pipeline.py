@@ -105,8 +105,8 @@ class Pipeline:
             raise ValueError(f"filter: no source {filter.source!r}{did_you_mean(filter.source, names)}")
         self.filter = filter
         self.metrics: dict[str, float] = {}
-        """Of the last batch: per source the share of holes and failures, seconds and weight, and what over-optimisation
-        shows in; equal on every rank."""
+        """Of the last batch: per source the share of holes and failures, seconds and weight, and what shows
+        over-optimisation; equal on every rank."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -462,7 +462,7 @@ class Pipeline:
         world: World,
         device: Any,
     ) -> dict[str, float]:
-        """What over-optimisation shows in; what this batch says nothing of is left out."""
+        """What shows over-optimisation; what this batch says nothing of is left out."""
         shares = [
             repeated_share(items, REPEATED_NGRAM) for items in local.completion_ids or map(str.split, local.texts)
         ]

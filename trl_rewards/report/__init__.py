@@ -2,5 +2,6 @@
 
 from trl_rewards.report.page import write_report
 from trl_rewards.report.recording import RoundRecorder, RunRecorder
+from trl_rewards.report.watching import AlarmWatch
 
-__all__ = ["RoundRecorder", "RunRecorder", "write_report"]
+__all__ = ["AlarmWatch", "RoundRecorder", "RunRecorder", "write_report"]

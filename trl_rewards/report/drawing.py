@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trl_rewards.report.figures import Line, Panel, Plot
+from trl_rewards.report.figures import COLOURS, STEPS, Line, Panel, Plot
+from trl_rewards.report.run import running_mean, tenth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTH_FROM = 30
 """Points from which a curve is drawn as a thin raw line under its running mean."""
+ALARM_COLOUR = COLOURS[6]
 BAND, BAND_ALPHA = "± 1 std", 0.13
-
-
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Centred mean over `window` values (odd); at the ends over those that are there."""
-    half = window // 2
-    means = []
-    for index in range(len(values)):
-        near = values[max(0, index - half) : index + half + 1]
-        means.append(sum(near) / len(near))
-    return means
 
 
 def smoothing_window(points: int) -> int:
     """About a tenth of the points, odd; 1 below `SMOOTH_FROM`."""
-    return max(points // 10 // 2 * 2 + 1, 3) if points >= SMOOTH_FROM else 1
+    return tenth(points) if points >= SMOOTH_FROM else 1
 
 
 def theme(dark: bool = False) -> dict[Any, Any]:
@@ -91,10 +82,12 @@ def _draw_panel(axes: Any, panel: Panel, text: str, last_row: bool) -> None:
     for line in panel.lines:
         if line.curve.steps:
             _draw_line(axes, line, line.colour or text)
+    for mark in panel.marks:
+        axes.axvline(mark, color=ALARM_COLOUR, linewidth=1.2, linestyle=":", label="alarm")
     axes.set_ylabel(panel.unit)
-    if last_row:
-        axes.set_xlabel("optimiser step")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
+    if last_row or panel.over != STEPS:
+        axes.set_xlabel(panel.over)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=panel.over == STEPS, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     if panel.share:
         top = max(value for line in panel.lines for value in line.curve.values)
@@ -150,6 +143,6 @@ def _draw_legend(figure: Figure, plot: Plot, text: str) -> None:
     handles: list[Any] = legend.legend_handles
     for label, handle, words in zip(entries, handles, legend.get_texts(), strict=True):
         words.set_parse_math(False)
-        if handle is not None and len(colours[label]) > 1:
+        if handle is not None and len(colours.get(label, ())) > 1:
             handle.set_color(text)
             handle.set_alpha(BAND_ALPHA if label == BAND else 1)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trl_rewards.report.run import Curve, Run, curve, finite
+from trl_rewards.report.run import Curve, Run, alarms, curve, finite, running_mean, tenth, watched
 
 # Told apart with colour vision deficiencies, and legible on white and on black (after Okabe and Ito).
 COLOURS = ("#3a86d6", "#e07b28", "#1f9e77", "#c65b9b", "#b08d00", "#2fa9c9", "#d1495b", "#8a79d6")
+
+
+STEPS = "optimiser step"
 
 
 class Line(NamedTuple):
@@ -37,6 +40,10 @@ class Panel(NamedTuple):
     """Values are shares of 1, shown as per cent."""
     zero: bool = False
     """A faint line at zero."""
+    over: str = STEPS
+    """What runs along."""
+    marks: tuple[int, ...] = ()
+    """Steps at which alarms marked the run."""
 
 
 class Plot(NamedTuple):
@@ -74,6 +81,7 @@ def plots(run: Run) -> list[Plot]:
             [Panel("", "total reward", metric("reward", None, "reward_std"))],
             wide=True,
         ),
+        _proxy_and_gold(run, colour),
         Plot(
             "sources",
             "Reward sources",
@@ -140,6 +148,23 @@ def plots(run: Run) -> list[Plot]:
             ],
         ),
         Plot(
+            "form",
+            "Form in the reward",
+            "The share of a completion's 4-grams of tokens that were there before, and the share of the reward's "
+            "variance among answers to one prompt that length explains, less chance.",
+            [
+                Panel("repetition", "share of 4-grams", metric("completions/repetition"), share=True),
+                Panel("explained by length", "share of variance", metric("rewards/total/length_explained"), zero=True),
+            ],
+        ),
+        Plot(
+            "disagreement",
+            "Disagreement",
+            "How far the members of an ensemble are apart on a completion, mean over the batch. Where it rises the "
+            "policy writes what they know less well.",
+            [Panel(name, "score", metric(key)) for key, name in disagreements(run).items()],
+        ),
+        Plot(
             "policy",
             "Distance and entropy",
             "Per token, over the policy's own tokens.",
@@ -198,11 +223,62 @@ def plots(run: Run) -> list[Plot]:
     ]
     if all(len(set(line.curve.values)) == 1 for line in found[-1].panels[0].lines):
         found.pop()
+    marks = tuple(dict.fromkeys(step for step, _ in alarms(run)))
     filled = [
-        plot._replace(panels=[panel for panel in plot.panels if any(line.curve.steps for line in panel.lines)])
+        plot._replace(
+            panels=[
+                panel._replace(marks=marks if panel.over == STEPS else ())
+                for panel in plot.panels
+                if any(line.curve.steps for line in panel.lines)
+            ]
+        )
         for plot in found
     ]
     return [plot for plot in filled if plot.panels]
+
+
+def _proxy_and_gold(run: Run, colour: dict[str, str]) -> Plot:
+    """The reward that is trained on against sources that are only watched, over steps and over KL."""
+    held_out = watched(run)
+    pairs = [("total reward", "reward", "reward_std", None)]
+    pairs += [(f"{name} (held out)", f"rewards/{name}/mean", f"rewards/{name}/std", colour[name]) for name in held_out]
+    over_steps, over_kl = [], []
+    for label, key, std, own in pairs if held_out else ():
+        change = _change(curve(run, key), curve(run, std).values)
+        over_steps.append(Line(label, change, own, raw=True))
+        kl = curve(run, "kl")
+        distance = dict(zip(kl.steps, running_mean(kl.values, tenth(len(kl.values))), strict=True))
+        both = [(distance[step], value) for step, value in zip(*change, strict=True) if step in distance]
+        over_kl.append(Line(label, Curve([x for x, _ in both], [y for _, y in both]), own, raw=True))
+    return Plot(
+        "proxy_gold",
+        "Reward and held-out sources",
+        "Change since the first tenth of the logs, in standard deviations of a batch's rows; running means over a "
+        "tenth of the logs. A held-out source has weight 0: the policy is not trained on it. Where it falls while the "
+        "reward rises, the reward is no longer a measure of it.",
+        [
+            Panel("over steps", "change, std", over_steps, zero=True),
+            Panel("over the KL to the reference", "change, std", over_kl, zero=True, over="KL, nats per token"),
+        ],
+        wide=True,
+    )
+
+
+def _change(values: Curve, stds: list[float]) -> Curve:
+    """Running means less the first, in standard deviations; empty where rows do not differ."""
+    scale = sum(stds) / len(stds) if stds else 0.0
+    if not scale or not values.values:
+        return Curve([], [])
+    window = tenth(len(values.values))
+    start = sum(values.values[:window]) / len(values.values[:window])
+    return Curve(values.steps, [(value - start) / scale for value in running_mean(values.values, window)])
+
+
+def disagreements(run: Run) -> dict[str, str]:
+    """{metric: what it is of} for every metric that says how far members of an ensemble are apart."""
+    keys = dict.fromkeys(key for line in run.history for key in line if key.endswith("/disagreement"))
+    names = {key: key.removeprefix("rewards/").removesuffix("/disagreement") for key in keys}
+    return {k: "the sources" if name == "combine" else name for k, name in names.items() if not k.startswith("eval_")}
 
 
 def _first(metric: Callable[[str], list[Line]], *keys: str) -> list[Line]:
@@ -234,7 +310,7 @@ def _advantages(run: Run) -> Curve:
 
 def _spread(dots: Curve) -> Curve:
     """Standard deviation of the values of each step that has at least two."""
-    by_step: dict[int, list[float]] = {}
+    by_step: dict[float, list[float]] = {}
     for step, value in zip(dots.steps, dots.values, strict=True):
         by_step.setdefault(step, []).append(value)
     stds = {}

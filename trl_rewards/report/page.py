@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from trl_rewards.report.drawing import SMOOTH_FROM, draw
+from trl_rewards.report.evidence import ENOUGH, findings
 from trl_rewards.report.figures import Plot, plots
-from trl_rewards.report.run import Run, curve, finite, read_run
+from trl_rewards.report.run import Run, alarms, curve, finite, read_run, watched
 from trl_rewards.report.style import STYLE
 
 PAGE = "report.html"
@@ -56,7 +57,8 @@ def _page(run: Run, figures: list[str]) -> str:
         f"<p class=signature>{_escape(run.signature)}</p>" if run.signature else "",
         f"</header>{_tiles(run, last)}",
         "".join(f"<p class=note>{_escape(note)}</p>" for note in run.notes),
-        _alarms(run),
+        _failures(run),
+        _evidence(run),
         f"<section><h2>Curves</h2>{_smoothing(run)}<div class=figures>{''.join(figures)}</div></section>",
         f"<section><h2>First and last values</h2>{_table(run)}</section>",
         _completions(run),
@@ -108,7 +110,24 @@ def _tiles(run: Run, last: int) -> str:
     return f"<div class=tiles>{cells}</div>"
 
 
-def _alarms(run: Run) -> str:
+def _evidence(run: Run) -> str:
+    """The recipe's alarms and what the metrics show, in words."""
+    marks = [f"Alarm at step {step}: {said}." for step, said in alarms(run)]
+    lines = [(text, True) for text in marks] + [(finding.text, finding.harm) for finding in findings(run)]
+    if len(curve(run, "reward").values) >= ENOUGH and not any(harm for _, harm in lines):
+        lines.append(("No sign of over-optimisation that is looked for here is in the logs.", False))
+    if not lines:
+        return ""
+    items = "".join(f"<li{' class=harm' if harm else ''}>{_escape(text)}</li>" for text, harm in lines)
+    return (
+        f"<section><h2>What the logs show</h2><ul class=evidence>{items}</ul>"
+        "<p class=caption>Evidence of what was, from the logged metrics of this run alone; it does not say what "
+        f"comes. Nothing is said of metrics with fewer than {ENOUGH} logs, nor of changes that noise can explain."
+        "</p></section>"
+    )
+
+
+def _failures(run: Run) -> str:
     """What went wrong, in words, over the whole run; a line of relief if every source scored every row."""
     lines, known = [], False
     for name in run.sources:
@@ -129,7 +148,8 @@ def _alarms(run: Run) -> str:
 
 def _table(run: Run) -> str:
     rows = [("total reward", "reward")]
-    rows += [(name, f"rewards/{name}/mean") for name in run.sources]
+    held_out = watched(run)
+    rows += [(f"{name}, held out" if name in held_out else name, f"rewards/{name}/mean") for name in run.sources]
     rows += [("eval total reward", "eval_reward")]
     rows += [(f"eval {name}", f"eval_rewards/{name}/mean") for name in run.sources]
     rows += [
@@ -137,6 +157,8 @@ def _table(run: Run) -> str:
         ("pair accuracy", "rewards/accuracies"),
         ("mean length, tokens", "completions/mean_length"),
         ("clipped completions", "completions/clipped_ratio"),
+        ("repeated 4-grams", "completions/repetition"),
+        ("reward explained by length", "rewards/total/length_explained"),
         ("groups without variance", "frac_reward_zero_std"),
         ("KL, nats", "kl"),
         ("KL coefficient", "kl/coefficient"),

@@ -38,10 +38,15 @@ class RunRecorder(TrainerCallback):
         self._trainer = trainer
         self._rows = rows
         self._kept: RewardBatch | None = None
+        self.resumed: list[dict[str, Any]] = []
+        """Logs of before the step that the run resumed from, on the main process."""
 
     def step(self, state) -> int:
         """Optimiser steps of the run."""
         return state.global_step
+
+    def stop(self) -> None:
+        """An alarm ends the run: called on every rank."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -49,10 +54,12 @@ class RunRecorder(TrainerCallback):
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._kept = None
+        self.resumed = list(state.log_history) if self.step(state) > 0 else []
         for file in (folder / METRICS, folder / SAMPLES):
             if self.step(state) > 0 and file.exists():
-                lines, _ = read_lines(file)
-                write_lines(file, [line for line in lines if line["step"] <= self.step(state)])
+                lines = [line for line in read_lines(file)[0] if line["step"] <= self.step(state)]
+                write_lines(file, lines)
+                self.resumed = lines if file.name == METRICS else self.resumed
             else:
                 file.unlink(missing_ok=True)
 
@@ -83,13 +90,16 @@ class RunRecorder(TrainerCallback):
 class RoundRecorder(RunRecorder):
     """A recorder of a trainer that trains in rounds: steps go on counting over them.
 
-    The trainer also offers `steps_before` and `measures`.
+    The trainer also offers `steps_before` and `measures`, and takes `stopped`.
     """
 
     _begun = False
 
     def step(self, state) -> int:
         return self._trainer.steps_before + state.global_step
+
+    def stop(self) -> None:
+        self._trainer.stopped = True
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not self._begun:
@@ -103,7 +113,7 @@ class RoundRecorder(RunRecorder):
             super().on_train_end(args, state, control)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if not self._trainer.measures:  # else the held-out reward comes next
+        if self._trainer.stopped or not self._trainer.measures:  # else the held-out reward comes next
             super().on_train_end(args, state, control, **kwargs)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_rewards.console import source_names
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+ALARM = "alarm"
+"""Key of a line of metrics that holds no metrics but the words of an alarm, with its `metric`."""
 
 
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
@@ -63,7 +65,8 @@ class Run(NamedTuple):
 class Curve(NamedTuple):
     """Values of one metric over optimiser steps; steps where it was not logged are left out."""
 
-    steps: list[int]
+    steps: Sequence[float]
+    """Of some curves another metric, such as KL."""
     values: list[float]
 
 
@@ -102,6 +105,17 @@ def read_run(folder: Path) -> Run:
     return Run(folder, history, samples, source_names(keys), texts["signature.txt"], texts["recipe.yaml"], notes)
 
 
+def alarms(run: Run) -> list[tuple[int, str]]:
+    """Steps at which the recipe's alarms marked the run, and what they said."""
+    return [(line["step"], str(line[ALARM])) for line in run.history if ALARM in line]
+
+
+def watched(run: Run) -> list[str]:
+    """Sources whose weight was 0 in every log: they scored, and took no part in the reward."""
+    weights = {name: curve(run, f"rewards/{name}/weight").values for name in run.sources}
+    return [name for name, values in weights.items() if values and not any(values)]
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The `checkpoint-<step>` with the highest step that has a trainer_state.json."""
     found = [
@@ -116,6 +130,21 @@ def curve(run: Run, key: str) -> Curve:
     """A metric over the run; null and NaN are left out."""
     points = [(line["step"], number) for line in run.history if (number := finite(line.get(key))) is not None]
     return Curve([step for step, _ in points], [value for _, value in points])
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred mean over `window` values (odd); at the ends over those that are there."""
+    half = window // 2
+    means = []
+    for index in range(len(values)):
+        near = values[max(0, index - half) : index + half + 1]
+        means.append(sum(near) / len(near))
+    return means
+
+
+def tenth(points: int) -> int:
+    """About a tenth of so many points: odd, at least 3."""
+    return max(points // 10 // 2 * 2 + 1, 3)
 
 
 def finite(value: Any) -> float | None:

@@ -24,6 +24,10 @@ h3 { font-size: 15px; margin: 0 0 8px; }
 .alarm, .calm { margin: 8px 0; padding: 8px 14px; border-radius: 8px; }
 .alarm { background: var(--bad-paper); color: var(--bad); }
 .calm { padding-left: 0; color: var(--good); }
+.evidence { list-style: none; margin: 0; padding: 0; }
+.evidence li { background: var(--paper); border: 1px solid var(--line); border-left: 4px solid var(--accent);
+  border-radius: 8px; padding: 9px 14px; margin: 0 0 8px; overflow-wrap: anywhere; }
+.evidence .harm { border-left-color: var(--bad); background: var(--bad-paper); }
 .figures { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; align-items: stretch;
   grid-auto-flow: dense; }
 figure { margin: 0; padding: 14px 16px; min-width: 0; }
