@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,7 @@ def score_dataset(
         raise RecipeError(problems, recipe.source)
     from rich.progress import track
 
-    from trl_rewards.models.pretrained import default_device
-
-    device = default_device()
-    base = _shared_base(recipe, device) if recipe.share_base else None
-    tokenizer = policy_tokenizer(recipe)
-    pipeline.setup(
-        Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base, tokenizer=tokenizer)
-    )
-    if base is not None:
-        base.load()
+    tokenizer, device = set_up(pipeline, recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if is_group(final) else 0]  # the row and completion that end the file
@@ -121,6 +112,23 @@ def score_dataset(
                 stream.flush()
     finally:
         pipeline.close()
+
+
+def set_up(
+    pipeline: Pipeline, recipe: Recipe, log_metric: Callable[[str, float], None] | None = None
+) -> tuple[Any, Any]:
+    """Load what a recipe's components need to score without training. The policy's tokenizer, or None, and the
+    device."""
+    from trl_rewards.models.pretrained import default_device
+
+    device = default_device()
+    base = _shared_base(recipe, device) if recipe.share_base else None
+    tokenizer = policy_tokenizer(recipe)
+    context = Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base)
+    pipeline.setup(replace(context, tokenizer=tokenizer, log_metric=log_metric))
+    if base is not None:
+        base.load()
+    return tokenizer, device
 
 
 def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:

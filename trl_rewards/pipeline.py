@@ -90,6 +90,15 @@ class Pipeline:
                 component.check_sources(names)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+        for path, source, shapers in [
+            *((f"rewards.{source.name}.shape", source.reward, source.shape) for source in self.sources),
+            ("shape", None, self.shape),
+        ]:
+            for index, shaper in enumerate(shapers):
+                try:
+                    shaper.check_place(source, shapers[:index], base_dir)
+                except ValueError as error:
+                    raise ValueError(f"{path}.{index}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from trl_rewards.components import Status
 from trl_rewards.console import source_names
+from trl_rewards.reliability import CAPTION, draw_reliability, used_calibrations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -644,6 +645,10 @@ def write_report(run_dir: str | Path) -> Path:
         light, dark = draw(plot), draw(plot, dark=True)
         (folder / f"{plot.name}.png").write_bytes(light)
         figures.append(_figure(plot, light, dark))
+    if kept := used_calibrations(run.recipe):
+        light, dark = draw_reliability(kept, theme()), draw_reliability(kept, theme(dark=True))
+        (folder / "calibration.png").write_bytes(light)
+        figures.append(_figure(Plot("calibration", "Calibration", CAPTION, [], wide=True), light, dark))
     page = run.folder / PAGE
     # Completions may hold lone surrogates, which UTF-8 cannot say.
     page.write_text(_page(run, figures), encoding="utf-8", errors="replace")
