@@ -71,8 +71,8 @@ def calibrate(recipe: Recipe, labelled: Labelled, out: Path, batch_size: int = 6
     for name in chosen:
         if rewards[name].scope == "group" and not all(map(is_group, answers)):
             problems.append(
-                f"{name!r} compares the answers of a group: give lists of completions and labels, or leave it out with "
-                "--source and the names of the others"
+                f"{name!r} compares the answers of a group: give lists of completions and labels, or leave it out "
+                "with --source and the names of the others"
             )
     if problems:
         raise RecipeError(problems, recipe.source)
@@ -108,9 +108,7 @@ def _labels(dataset: Any, labelled: Labelled, source: str) -> list[list[float | 
     """Each row's labels, one per completion; None where there is none. RecipeError on any that is no label."""
     rows: list[list[float | None]] = []
     problems: list[str] = []
-    for index, (answers, value) in enumerate(
-        zip(dataset[labelled.completion], dataset[labelled.label], strict=True)
-    ):
+    for index, (answers, value) in enumerate(zip(dataset[labelled.completion], dataset[labelled.label], strict=True)):
         values = value if isinstance(value, list) else [value]
         wanted = len(answers) if is_group(answers) else 1
         if len(values) != wanted:
@@ -141,12 +139,15 @@ def describe(found: Found, out: Path, base_dir: str) -> str:
     for name, kept in found.calibrations.items():
         measures = "  ".join(f"{kept.before[key]:.3f} → {kept.after[key]:.3f}" for key in kept.before)
         lines.append(f"{name:{wide}} {kept.curve.method:12} {kept.n:5}  {measures}")
-    lines += [f"{name}: {count} labelled answers without a score left out" for name, count in found.holes.items() if count]
+    lines += [
+        f"{name}: {count} labelled answers without a score left out" for name, count in found.holes.items() if count
+    ]
     lines += [f"{name}: not calibrated: {why}" for name, why in found.refused.items()]
-    lines.append("before: the score if all are in [0, 1], else its sigmoid; after: on rows that the curve has not seen")
+    lines.append(
+        "before: the score if all are in [0, 1], else its sigmoid; after: on rows that the curve has not seen"
+    )
     beside = out.resolve().is_relative_to(Path(base_dir).resolve())
     path = out.resolve().relative_to(Path(base_dir).resolve()) if beside else out
     lines.append(f"{out} and {out.with_suffix('.png').name}; under each of these sources:")
     lines.append(f"    shape: [{{use: calibrated, with: {{path: {path}}}}}]")
     return "\n".join(lines)
-

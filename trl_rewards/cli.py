@@ -401,6 +401,50 @@ def agree(
 
 
 @app.command(context_settings=_OVERRIDES)
+def doctor(
+    context: typer.Context,
+    recipe: str,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--no-sample", help="let the policy answer; default: if here and small"),
+    ] = None,
+    completion: Annotated[str, typer.Option(help="column of the data with answers, one or a list, to take")] = "",
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset; default: the recipe's")] = "",
+    split: Annotated[str, typer.Option(help="default: the one that is trained on")] = "",
+    limit: Annotated[int, typer.Option(help="prompts")] = 16,
+    n: Annotated[int | None, typer.Option(help="answers per prompt; default: as in training, at most 8")] = None,
+    seed: int = 0,
+    fail_on: Annotated[str, typer.Option(help="status 1 from which findings on: warning or error")] = "error",
+    as_json: Annotated[Path | None, typer.Option("--json", help="file to write all of it to")] = None,
+) -> None:
+    """Look at a recipe's rewards before training: scores real answers, and some that no reward should like.
+
+    Status 0: nothing grave; 1: findings; 2: the recipe cannot be run.
+    """
+    import json
+
+    from trl_rewards.diagnosis import SEVERITIES
+    from trl_rewards.doctor import Examination, examine, show
+    from trl_rewards.recipe import Recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    try:
+        least = SEVERITIES.index(_one_of("fail-on", fail_on))  # ty: ignore[invalid-argument-type]
+        examination = Examination(
+            data=data, split=split, limit=limit, n=n, completion=completion, sample=sample, seed=seed
+        )
+        found = examine(Recipe.load(recipe, _overrides(context)), examination)
+    except (RecipeError, PluginError, RewardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    show(found)
+    if as_json:
+        as_json.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise typer.Exit(any(SEVERITIES.index(finding.severity) >= least for finding in found.findings))
+
+
+@app.command(context_settings=_OVERRIDES)
 def calibrate(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="whose sources to calibrate")],

@@ -267,12 +267,18 @@ def summary(out: Path) -> str:
 
 def _shared_base(recipe: Recipe, device: Any) -> Any:
     """The policy's base, loaded as TRL would, for the sources that are adapters on it."""
-    from trl_rewards.models.pretrained import Loading, load_config
     from trl_rewards.models.shared_base import SharedBase
 
-    keys = recipe.trl
-    if not keys.get("model_name_or_path"):
+    if not recipe.trl.get("model_name_or_path"):
         raise RecipeError(["model_name_or_path: share_base needs the policy's base"], recipe.source)
+    return SharedBase(policy_loading(recipe, device))
+
+
+def policy_loading(recipe: Recipe, device: Any) -> Any:
+    """How TRL would load the recipe's policy, which there must be: a `Loading`."""
+    from trl_rewards.models.pretrained import Loading, load_config
+
+    keys = recipe.trl
     loading = Loading(
         path=model_path(keys["model_name_or_path"], recipe.base_dir),
         revision=keys.get("model_revision"),
@@ -284,7 +290,7 @@ def _shared_base(recipe: Recipe, device: Any) -> Any:
     )
     if loading.dtype == "auto":
         loading = replace(loading, dtype=str(load_config(loading).dtype or "float32").removeprefix("torch."))
-    return SharedBase(loading)
+    return loading
 
 
 def policy_tokenizer(recipe: Recipe) -> Any:
@@ -307,4 +313,4 @@ def token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
     from trl_rewards.samples import completion_text
 
     texts = [completion_text(completion) for completion in completions]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # any length: they are counted

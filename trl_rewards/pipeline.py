@@ -110,6 +110,8 @@ class Pipeline:
         self.filter = filter
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
+        self.reasons: dict[str, list[str]] = {}
+        """Of the last batch: per source what this process's failed rows said, in their order."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -240,6 +242,7 @@ class Pipeline:
         world = world or World.current()
         local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
+        self.reasons = dict(zip(self.names, local.reasons, strict=True))
         values, status = self._gathered(self.sources, local, world)
         global_reads = {column for component in self._global_components() for column in component.reads()}
         samples = samples.only(global_reads)

@@ -15,8 +15,8 @@ from trl_rewards.components import resolve_path
 BEFORE, AFTER = "#e07b28", "#3a86d6"
 CAPTION = (
     "How often labelled answers are right, by the probability that their score stands for, before and after "
-    "calibration; on the diagonal they agree. Dots are as large as their bins have answers. After: by curves that were "
-    "fitted without these answers."
+    "calibration; on the diagonal they agree. Larger dots have more answers. After: by curves fitted without "
+    "these answers."
 )
 
 
