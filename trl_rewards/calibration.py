@@ -77,18 +77,18 @@ def rising_means(scores: Sequence[float], labels: Sequence[float]) -> tuple[list
     return [edge for edge, _ in corners], [height for _, height in corners]
 
 
-def logistic(scores: Sequence[float], labels: Sequence[float], with_offset: bool = True) -> tuple[float, float]:
-    """Slope and offset of σ(slope · s + offset) with the least cross-entropy; offset 0 unless it is wanted.
+def logistic(scores: Sequence[float], labels: Sequence[float], platt: bool = True) -> tuple[float, float]:
+    """Slope and offset of σ(slope · s + offset) with the least cross-entropy.
 
-    Labels are drawn in as Platt has it, to (P + 1) / (P + 2) and 1 / (N + 2) of P right and N wrong ones, so that
-    scores which part them perfectly have a finite slope too.
+    With `platt` labels are drawn in as he has it, to (P + 1) / (P + 2) and 1 / (N + 2) of P right and N wrong ones, so
+    that scores which part them perfectly have a finite slope too. Without it the offset is 0, and labels stay.
     """
     import torch
 
     x, y = torch.tensor(scores, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
     right, wrong = y.sum(), (1 - y).sum()
-    wanted = y * (right + 1) / (right + 2) + (1 - y) / (wrong + 2)
-    middle = x.mean() if with_offset else x.new_zeros(())
+    wanted = y * (right + 1) / (right + 2) + (1 - y) / (wrong + 2) if platt else y
+    middle = x.mean() if platt else x.new_zeros(())
     width = (x - middle).square().mean().sqrt().clamp(min=1e-12)
     # Of scores of mean 0 and deviation 1, so that neither weight is much larger than the other.
     weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -98,14 +98,14 @@ def logistic(scores: Sequence[float], labels: Sequence[float], with_offset: bool
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        logits = weights[0] * (x - middle) / width + (weights[1] if with_offset else 0.0)
+        logits = weights[0] * (x - middle) / width + (weights[1] if platt else 0.0)
         value = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
         value.backward()
         return value
 
     optimiser.step(loss)
     slope = weights[0].item() / width.item()
-    return slope, (weights[1].item() - slope * middle.item() if with_offset else 0.0)
+    return slope, (weights[1].item() - slope * middle.item() if platt else 0.0)
 
 
 def as_probabilities(scores: Sequence[float]) -> tuple[list[float], bool]:
@@ -128,11 +128,16 @@ def fit(method: Method, scores: Sequence[float], labels: Sequence[float]) -> Cur
     if method == "platt":
         slope, offset = logistic(scores, labels)
         return Curve(method=method, slope=slope, offset=offset)
+    logits, of_logits = _logits(scores)
+    slope, _ = logistic(logits, labels, platt=False)
+    return Curve(method=method, slope=slope, of_logits=of_logits)
+
+
+def _logits(scores: Sequence[float]) -> tuple[list[float], bool]:
+    """What a temperature divides, and whether scores are probabilities, whose logits these are."""
     confidences, of_logits = as_probabilities(scores)
     held = [min(max(q, EDGE), 1 - EDGE) for q in confidences]
-    logits = [math.log(q / (1 - q)) for q in held] if of_logits else scores
-    slope, _ = logistic(logits, labels, with_offset=False)
-    return Curve(method=method, slope=slope, of_logits=of_logits)
+    return [math.log(q / (1 - q)) for q in held] if of_logits else list(scores), of_logits
 
 
 def refusal(scores: Sequence[float], labels: Sequence[float]) -> str | None:
@@ -202,6 +207,10 @@ def calibration(reward: Reward, method: Method, scores: Sequence[float], labels:
     """Fit and measure. ValueError says why that cannot be, and what to do."""
     if why := refusal(scores, labels):
         raise ValueError(why)
+    if method == "temperature" and all(
+        logit * (label - 0.5) > 0 and label in (0, 1) for logit, label in zip(_logits(scores)[0], labels, strict=True)
+    ):
+        raise ValueError("scores part right answers from wrong ones at 0, which every low temperature fits: use platt")
     curve = fit(method, scores, labels)
     if falls(curve):
         raise ValueError(
@@ -291,5 +300,6 @@ def _parsed(entry: dict[str, Any]) -> Calibration:
         raise ValueError(f"unknown method {curve.method!r}")
     if curve.method == "isotonic" and not len(curve.scores) == len(curve.probabilities) >= 2:
         raise ValueError("isotonic needs as many scores as probabilities, two at least")
-    bins = {key: [Bin(*each) for each in entry[key]] for key in ("bins_before", "bins_after")}
-    return Calibration(**{**entry, "curve": curve, **bins})
+    whole: dict[str, Any] = {**entry, "curve": curve}
+    whole |= {key: [Bin(*each) for each in entry[key]] for key in ("bins_before", "bins_after")}
+    return Calibration(**whole)

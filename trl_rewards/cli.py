@@ -430,7 +430,7 @@ def doctor(
 
     quieten_libraries()
     try:
-        least = SEVERITIES.index(_one_of("fail-on", fail_on))  # ty: ignore[invalid-argument-type]
+        least = SEVERITIES.index(_one_of("fail-on", fail_on))
         examination = Examination(
             data=data, split=split, limit=limit, n=n, completion=completion, sample=sample, seed=seed
         )

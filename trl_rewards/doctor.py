@@ -326,6 +326,8 @@ def _probe(
         return [], [each._replace(says=f"on the probes: {each.says}") for each in broken]
     said = []
     for k, source in enumerate(pipeline.sources):
+        if failures(batch.scores.status[:, k]).any():
+            continue  # which is said already
         failing = failures(scored.scores.status[:, k])
         reasons = iter(pipeline.reasons[source.name])
         failed: dict[str, str] = {}

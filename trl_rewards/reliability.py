@@ -20,7 +20,7 @@ CAPTION = (
 )
 
 
-def draw_reliability(found: Mapping[str, Calibration], settings: Mapping[Any, Any]) -> bytes:
+def draw_reliability(found: Mapping[str, Calibration], settings: dict[Any, Any]) -> bytes:
     """A panel per source as PNG, with matplotlib's settings."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
