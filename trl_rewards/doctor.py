@@ -117,11 +117,11 @@ def examine(recipe: Recipe, examination: Examination) -> Diagnosis:
                 return seen._replace(findings=said + _broken(pipeline, samples, size, device, error))
         reasons = pipeline.reasons
         found = figures(batch, pipeline.sources, pipeline.metrics)
-        told = {name: sum(values) for name, values in logged.items()}
+        told = {name: sum(values) / len(values) for name, values in logged.items()}
         for name, each in reasons.items():
-            cost = told.get(f"{name}/cost")
-            found[name] |= {"first_reason": each[0] if each else None}
-            found[name] |= {"cost_per_1000": None if cost is None else 1000 * cost / len(samples)}
+            costs = logged.get(f"{name}/cost")
+            found[name]["first_reason"] = each[0] if each else None
+            found[name]["cost_per_1000"] = 1000 * sum(costs) / len(samples) if costs else None
         with pipeline.frozen():
             probed, more = _probe(pipeline, rows[:PROBED], completions, batch, tokenizer, device)
     finally:
@@ -184,7 +184,9 @@ def _answers(
             raise RecipeError(
                 [f"--completion: no column {examination.completion!r} (there is {there})"], recipe.source
             )
-        groups = [[each.text for each in group] for group in recorded(dataset, examination.completion, None, "doctor")]
+        groups = [
+            [each.text for each in group] for group in recorded(dataset, examination.completion, None, recipe.source)
+        ]
         return groups, [], Answers("column", f"those of column {examination.completion!r}", [])
     if examination.sample and not path:
         raise RecipeError(["--sample: the recipe names no policy (model_name_or_path)"], recipe.source)
