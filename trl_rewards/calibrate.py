@@ -98,7 +98,7 @@ def calibrate(recipe: Recipe, labelled: Labelled, out: Path, batch_size: int = 6
     if not found.calibrations or any(name in found.refused for name in labelled.sources):
         raise RecipeError([f"{name}: {why}" for name, why in found.refused.items()], recipe.source)
     write_calibrations(out, found.calibrations)
-    from trl_rewards.report import theme
+    from trl_rewards.report.drawing import theme
 
     out.with_suffix(".png").write_bytes(draw_reliability(found.calibrations, theme()))
     return found

@@ -1,7 +1,7 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
 Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
-`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
+`alarms`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
 `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
 sources.
 """
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+from trl_rewards.alarms import Alarm, parse_alarms
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
@@ -44,6 +45,7 @@ OWN_KEYS = (
     "objective",
     "share_base",
     "filter",
+    "alarms",
     "dataset",
     "base_dir",
 )
@@ -65,7 +67,7 @@ class TrainerKind:
     """The advantage where the recipe names none; None: the trainer's own."""
 
 
-_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
+_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base", "alarms")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
     "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
@@ -77,9 +79,9 @@ TRAINERS = {
         _WITH_TOKENS | {"values", "logps", "ref_logps"},
         advantage="gae",
     ),
-    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
-    "reward": TrainerKind("trl:RewardConfig", ("objective",)),
-    "kto": TrainerKind("trl:KTOConfig", ("objective",)),
+    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs", "alarms")),
+    "reward": TrainerKind("trl:RewardConfig", ("objective", "alarms")),
+    "kto": TrainerKind("trl:KTOConfig", ("objective", "alarms")),
 }
 
 
@@ -143,8 +145,9 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
-    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
+    filter: GroupFilter | None = None
+    alarms: list[Alarm] = field(default_factory=list)
 
     @classmethod
     def load(
@@ -263,7 +266,7 @@ def bundled_recipes() -> dict[str, Path]:
         file.relative_to(folder).with_suffix("").as_posix(): file
         for folder in recipe_folders()
         for file in sorted(folder.rglob("*.yaml"))
-        if file.parent.name != "accelerate"  # launch configurations
+        if file.parent.name not in ("accelerate", "claims")  # launch configurations, and what compares recipes
     }
 
 
@@ -472,6 +475,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
         if raw.get("filter") is not None
         else None,
+        alarms=parse_alarms(raw.get("alarms"), [parsed.name for parsed in rewards], problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -870,6 +874,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
             f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
         )
+    if recipe.trl.get("save_strategy") == "best" and any(alarm.then == "stop" for alarm in recipe.alarms):
+        problems.append("save_strategy: best keeps no checkpoint of the step at which an alarm stops; set steps or no")
     if recipe.pairs is not None:
         problems += refused_arguments(recipe.trl)
     if not problems:
