@@ -239,7 +239,8 @@ def test_probes_are_built_on_the_prompt_and_the_worst_answer():
     assert len(made["very long"].split()) > 2000
 
 
-def test_the_quickstart_is_healthy_and_json_and_statuses_say_so(tmp_path):
+def test_the_quickstart_is_healthy_and_json_and_statuses_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     before = torch.random.get_rng_state()
     words = ["doctor", "quickstart", "--limit", "8", "--json", str(tmp_path / "d.json")]
     done = CliRunner().invoke(app, words)
