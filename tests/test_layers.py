@@ -14,6 +14,7 @@ CORE = ROOT / "trl_rewards"
 LAYERS = {  # module or package -> layer; a module imports at its top only what is on its own layer or below
     "errors": 0,
     "filtering": 0,
+    "preclip": 0,
     "events": 0,
     "samples": 0,
     "schedules": 0,

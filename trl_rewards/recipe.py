@@ -1,7 +1,7 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
 Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
-`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
+`pre_clip`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
 `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
 sources.
 """
@@ -31,6 +31,7 @@ from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
+from trl_rewards.preclip import PreClip
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
@@ -44,6 +45,7 @@ OWN_KEYS = (
     "objective",
     "share_base",
     "filter",
+    "pre_clip",
     "dataset",
     "base_dir",
 )
@@ -68,7 +70,9 @@ class TrainerKind:
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
+    "grpo": TrainerKind(
+        "trl:GRPOConfig", (*_PIPELINE_KEYS, "filter", "pre_clip"), ("sequence", "token"), _WITH_TOKENS
+    ),
     "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
@@ -143,8 +147,9 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
-    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
+    filter: GroupFilter | None = None
+    pre_clip: PreClip | None = None
 
     @classmethod
     def load(
@@ -210,6 +215,7 @@ class Recipe:
             parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
             parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
+            parts += [f"pre_clip:{_options_text(vars(self.pre_clip))}"] if self.pre_clip else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
@@ -472,6 +478,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
         if raw.get("filter") is not None
         else None,
+        pre_clip=_parse_pre_clip(raw.get("pre_clip"), problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -643,6 +650,26 @@ def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> Grou
             return GroupFilter(**entry)
         except ValueError as error:
             found = [f"filter: {error}"]
+    problems += found
+    return None
+
+
+def _parse_pre_clip(entry: Any, problems: list[str]) -> PreClip | None:
+    if entry is None or entry is False:
+        return None
+    if entry is True:
+        return PreClip()
+    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(
+            f"pre_clip: must be true, or limits of the ratio as {{low: 0.001, high: 1000.0}}, got {entry!r}"
+        )
+        return None
+    found = [problem.replace("with", "pre_clip", 1) for problem in check_options(PreClip, entry)]
+    if not found:
+        try:
+            return PreClip(**entry)
+        except ValueError as error:
+            found = [f"pre_clip: {error}"]
     problems += found
     return None
 
@@ -877,6 +904,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             _, training, model, _ = parse_trl(recipe)
             if _needs_critic(recipe):
                 training.check_critic(lora=bool(model.use_peft))
+            if recipe.pre_clip:
+                problems += recipe.pre_clip.problems(training)
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"these arguments are refused: {error}")
     return problems
