@@ -660,9 +660,7 @@ def _parse_pre_clip(entry: Any, problems: list[str]) -> PreClip | None:
     if entry is True:
         return PreClip()
     if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
-        problems.append(
-            f"pre_clip: must be true, or limits of the ratio as {{low: 0.001, high: 1000.0}}, got {entry!r}"
-        )
+        problems.append(f"pre_clip: must be true, or limits such as {{low: 0.001, high: 1000.0}}, got {entry!r}")
         return None
     found = [problem.replace("with", "pre_clip", 1) for problem in check_options(PreClip, entry)]
     if not found:
