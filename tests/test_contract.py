@@ -86,6 +86,7 @@ COMBINERS = {
     "armorm": {},
     "bleu_rm": {},
     "harmonic": {},
+    "hybrid_router": {"rule": "a", "model": "b"},
     "lagrangian": {"thresholds": {"a": 0.5, "b": 0.25}},
     "log_and": {"of": "margins"},
     "max": {},

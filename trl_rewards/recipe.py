@@ -541,13 +541,13 @@ _RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
     "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
     "isolate": ("true or false", lambda value: isinstance(value, bool)),
     "only_if": (
-        "{source: name, at_least: number}, with `otherwise: number` or without",
+        "{source: name, at_least: number} or {source: name, missing: true}, with `otherwise: number` or without",
         lambda value: (
             isinstance(value, dict)
-            and {"source", "at_least"} <= set(value) <= {"source", "at_least", "otherwise"}
+            and set(value) - {"otherwise"} in ({"source", "at_least"}, {"source", "missing"})
             and isinstance(value["source"], str)
-            and all(_real(number) for key, number in value.items() if key != "source" and number is not None)
-            and value["at_least"] is not None
+            and (_real(value["at_least"]) if "at_least" in value else value["missing"] is True)
+            and (value.get("otherwise") is None or _real(value["otherwise"]))
         ),
     ),
     "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),

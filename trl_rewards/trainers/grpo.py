@@ -41,6 +41,7 @@ class GRPOTrainer(PipelineMixin, trl.GRPOTrainer):
         super()._check_arguments(args, pipeline)
         if pipeline.advantage is None and args.scale_rewards == "group":
             pipeline.warn_of_undone_shapers()
+            pipeline.warn_of_lost_properness()
         if args.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"multi_objective_aggregation={args.multi_objective_aggregation!r} would see one column, the total; "

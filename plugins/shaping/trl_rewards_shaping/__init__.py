@@ -19,6 +19,7 @@ def register_rewards():
 @hookimpl
 def register_combiners():
     return {
+        "hybrid_router": "trl_rewards_shaping.harmo:HybridRouter",
         "r1_reward": "trl_rewards_shaping.r1_reward:R1Reward",
         "uncertainty_weight": "trl_rewards_shaping.ctrl_u:UncertaintyWeight",
     }
