@@ -58,7 +58,7 @@ class HarmoLength(Shaper):
 class HybridRouter(Combiner):
     """A rule's score where the rule applies, else a reward model's, and the other sources on top. A reconstruction.
 
-    After https://huggingface.co/papers/2510.05283: R = R_hybrid + R_length + R_format, where R_hybrid is a rule's score
+    After https://huggingface.co/papers/2510.05283: R = R_hybrid + R_length + R_format, with R_hybrid a rule's score
     of a row that can be verified and a reward model's of any other. A row can be verified unless the rule has no
     opinion on it, as `accuracy` has none without a reference answer, or as a column says. Where the one that is to
     score it failed, a row has no total: the other's score would measure something else. All scores count by their
