@@ -196,6 +196,7 @@ ELSEWHERE = {
     "prm",
     "reasonflux_prm",
     "relevance_r3",
+    "reward_fusion",
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",

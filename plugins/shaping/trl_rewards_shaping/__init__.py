@@ -11,6 +11,7 @@ def register_rewards():
         "r1_consistency": "trl_rewards_shaping.r1_reward:R1Consistency",
         "r1_format": "trl_rewards_shaping.r1_reward:R1Format",
         "relevance_r3": "trl_rewards_shaping.r3:RelevanceR3",
+        "reward_fusion": "trl_rewards_shaping.reward_fusion:RewardFusion",
         "repetition": "trl_rewards_shaping.repetition:Repetition",
         "rlcr": "trl_rewards_shaping.rlcr:RLCR",
     }
