@@ -269,7 +269,7 @@ def bundled_recipes() -> dict[str, Path]:
         file.relative_to(folder).with_suffix("").as_posix(): file
         for folder in recipe_folders()
         for file in sorted(folder.rglob("*.yaml"))
-        if file.parent.name != "accelerate"  # launch configurations
+        if file.parent.name not in ("accelerate", "claims")  # launch configurations, and what compares recipes
     }
 
 

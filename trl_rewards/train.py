@@ -141,7 +141,7 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
             train_dataset=train_data,
             eval_dataset=eval_data,
             quantization_config=quantization,
-            peft_config=_peft_config(model_args, recipe),
+            peft_config=peft_config(model_args, recipe),
             **ours,
         )
     except ValueError as error:  # arguments that do not go together, in TRL's words or ours
@@ -187,7 +187,7 @@ def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     return ours, lambda names: missing_columns(objective, names)
 
 
-def _peft_config(model_args: Any, recipe: Recipe) -> Any:
+def peft_config(model_args: Any, recipe: Recipe) -> Any:
     """TRL's LoRA settings; a reward model's must train its score head too, which PEFT does for this task type."""
     from trl import get_peft_config
 

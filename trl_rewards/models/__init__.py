@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
-    from trl_rewards.models.options import InProcess, nested_options
+    from trl_rewards.models.options import Held, InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -64,6 +64,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Embedder": "embedding",
     "Head": "heads",
     "HttpClient": "http",
+    "Held": "options",
     "HttpFailure": "http",
     "InProcess": "options",
     "JudgeReward": "judge",
@@ -128,6 +129,7 @@ __all__ = [
     "ChatOptions",
     "Embedder",
     "Head",
+    "Held",
     "HttpClient",
     "HttpFailure",
     "InProcess",
