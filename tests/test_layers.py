@@ -15,6 +15,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "errors": 0,
     "filtering": 0,
     "alarms": 0,
+    "preclip": 0,
     "events": 0,
     "samples": 0,
     "schedules": 0,

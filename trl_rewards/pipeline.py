@@ -87,7 +87,7 @@ class Pipeline:
             source.reward.__name__ = source.name  # ty: ignore[missing-attribute]
         check_gates(self.sources)
         self.combine = combine or load_combiner("weighted_sum")
-        self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
+        self.combine.check_weights([source.weight.lowest for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
         for path, component in self.components().items():
@@ -183,6 +183,17 @@ class Pipeline:
                 "groups undoes. Leave it out, or set `advantage: {use: center}`",
                 path,
             )
+
+    def warn_of_lost_properness(self) -> None:
+        """For trainers that divide by the deviation within groups: a proper scoring rule is one no more."""
+        for source in self.sources:
+            if source.reward.proper() and (source.weight.start or source.weight.end):
+                logger.warning(
+                    "rewards.%s pays best for an honest report, but not once it is divided by the deviation within "
+                    "groups, which depends on the reports: lies then pay. Set `advantage: {use: center}`, or "
+                    "`scale_rewards: none` without an advantage",
+                    source.name,
+                )
 
     @property
     def names(self) -> list[str]:

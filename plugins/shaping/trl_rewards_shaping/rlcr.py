@@ -107,6 +107,9 @@ class RLCR(Reward):
     def reads(self) -> tuple[str, ...]:
         return (self.answer,)
 
+    def proper(self) -> bool:
+        return self.measure in ("reward", "brier")
+
     def setup(self, context: Context) -> None:
         self._context = context
         if self._math:
