@@ -16,6 +16,7 @@ from trl_rewards import (
     load_selector,
     load_shaper,
 )
+from trl_rewards.calibration import calibration, write_calibrations
 from trl_rewards.sandbox import open_sandbox
 from trl_rewards.testing import (
     check_advantage,
@@ -63,6 +64,7 @@ REWARDS = {
 }
 REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]})
 SHAPERS = {
+    "calibrated": ({}, {}),  # its path is that of a file that the test writes
     "centered": REFERENCED,
     "clip": ({"low": -1.0, "high": 1.0}, {}),
     "fitted_polynomial": REFERENCED,
@@ -269,8 +271,12 @@ def test_reward_keeps_its_contract(name, request):
 
 
 @pytest.mark.parametrize("name", sorted(SHAPERS))
-def test_shaper_keeps_its_contract(name):
+def test_shaper_keeps_its_contract(name, tmp_path):
     options, columns = SHAPERS[name]
+    if name == "calibrated":
+        options = {"path": str(tmp_path / "c.json")}
+        found = calibration(load_reward("repetition"), "platt", [-1.0, 0.0, 1.0] * 4, [0.0, 1.0, 1.0] * 4)
+        write_calibrations(tmp_path / "c.json", {"repetition": found})
     rises, within = name in RISING_SHAPERS, RISING_SHAPERS.get(name)
     check_shaper(load_shaper(name, **options), rises=rises, within=within, **columns)
 

@@ -310,6 +310,9 @@ class Shaper(Component):
         that, and a warning says so."""
         return False
 
+    def check_place(self, source: Reward | None, before: Sequence[Shaper], base_dir: str) -> None:
+        """ValueError if it cannot stand behind these shapers of this source, or of the total (None). Called early."""
+
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
 

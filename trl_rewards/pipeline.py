@@ -95,6 +95,15 @@ class Pipeline:
                 component.check_sources(names)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+        for path, source, shapers in [
+            *((f"rewards.{source.name}.shape", source.reward, source.shape) for source in self.sources),
+            ("shape", None, self.shape),
+        ]:
+            for index, shaper in enumerate(shapers):
+                try:
+                    shaper.check_place(source, shapers[:index], base_dir)
+                except ValueError as error:
+                    raise ValueError(f"{path}.{index}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir
@@ -107,6 +116,8 @@ class Pipeline:
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight, and what shows
         over-optimisation; equal on every rank."""
+        self.reasons: dict[str, list[str]] = {}
+        """Of the last batch: per source what this process's failed rows said, in their order."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -248,6 +259,7 @@ class Pipeline:
         world = world or World.current()
         local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
+        self.reasons = dict(zip(self.names, local.reasons, strict=True))
         values, status = self._gathered(self.sources, local, world)
         global_reads = {column for component in self._global_components() for column in component.reads()}
         samples = samples.only(global_reads)
