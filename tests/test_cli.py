@@ -51,7 +51,7 @@ def test_plugins_lists_what_is_installed(command):
     assert out.splitlines()[0].split() == ["plugin", "from", "what"]
     (line,) = [line for line in out.splitlines() if line.startswith("defaults")]
     assert "trl-rewards 0.1.0" in line
-    assert "10 rewards, 8 combiners, 5 shapers, 5 advantages, 2 objectives (register_" in line
+    assert "10 rewards, 8 combiners, 6 shapers, 5 advantages, 2 objectives (register_" in line
 
 
 def test_plugins_shows_a_broken_one_and_fails(command, tmp_path, monkeypatch):

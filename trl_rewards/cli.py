@@ -427,6 +427,86 @@ def agree(
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else report(result))
 
 
+@app.command(context_settings=_OVERRIDES)
+def doctor(
+    context: typer.Context,
+    recipe: str,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--no-sample", help="let the policy answer; default: if here and small"),
+    ] = None,
+    completion: Annotated[str, typer.Option(help="column of the data with answers, one or a list, to take")] = "",
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset; default: the recipe's")] = "",
+    split: Annotated[str, typer.Option(help="default: the one that is trained on")] = "",
+    limit: Annotated[int, typer.Option(help="prompts")] = 16,
+    n: Annotated[int | None, typer.Option(help="answers per prompt; default: as in training, at most 8")] = None,
+    seed: int = 0,
+    fail_on: Annotated[str, typer.Option(help="status 1 from which findings on: warning or error")] = "error",
+    as_json: Annotated[Path | None, typer.Option("--json", help="file to write all of it to")] = None,
+) -> None:
+    """Look at a recipe's rewards before training: scores real answers, and some that no reward should like.
+
+    Status 0: nothing grave; 1: findings; 2: the recipe cannot be run.
+    """
+    import json
+
+    from trl_rewards.diagnosis import SEVERITIES
+    from trl_rewards.doctor import Examination, examine, show
+    from trl_rewards.recipe import Recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    try:
+        least = SEVERITIES.index(_one_of("fail-on", fail_on))
+        examination = Examination(
+            data=data, split=split, limit=limit, n=n, completion=completion, sample=sample, seed=seed
+        )
+        found = examine(Recipe.load(recipe, _overrides(context)), examination)
+    except (RecipeError, PluginError, RewardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    show(found)
+    if as_json:
+        as_json.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise typer.Exit(any(SEVERITIES.index(finding.severity) >= least for finding in found.findings))
+
+
+@app.command(context_settings=_OVERRIDES)
+def calibrate(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="whose sources to calibrate")],
+    labelled: Annotated[str, typer.Argument(help="file, folder or Hub dataset: prompt, completion, label in [0, 1]")],
+    method: Annotated[str, typer.Option(help="platt, isotonic or temperature")] = "platt",
+    source: Annotated[list[str] | None, typer.Option(help="a source to calibrate, may be repeated; none: all")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=".json file to write; default: RECIPE.calibration.json beside the recipe")
+    ] = None,
+    split: str = "train",
+    completion: Annotated[str, typer.Option(help="column of the answer, or of a list of answers")] = "completion",
+    label: Annotated[str, typer.Option(help="column of the label, or of a list of labels")] = "label",
+    batch_size: int = 64,
+) -> None:
+    """Fit each source's scores to labelled answers, so that they are probabilities and weights mean the same.
+
+    Writes the curves as JSON and a diagram beside it; `shape: [{use: calibrated, with: {path: …}}]` uses them.
+    """
+    from trl_rewards.calibrate import Labelled, default_file, describe
+    from trl_rewards.calibrate import calibrate as fit
+    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    found: Any = _one_of("method", method)
+    file = out or default_file(recipe)
+    if file.suffix != ".json":
+        raise RecipeError([f"--out: must end in .json, got {file.name!r}"], recipe)
+    checked = scoring_recipe(recipe, (), _overrides(context))
+    options = Labelled(
+        data=labelled, split=split, completion=completion, label=label, method=found, sources=tuple(source or ())
+    )
+    print(describe(fit(checked, options, file, batch_size), file, checked.base_dir))
+
+
 def _overrides(context: typer.Context) -> list[str]:
     """The words that are not options of the command: overrides of the recipe. RecipeError on any that are neither."""
     from trl_rewards.recipe import OWN_KEYS, SOURCE_KEYS_OF_TRL, trl_fields
@@ -450,6 +530,8 @@ _WORDS = {
     "select": ("best_worst", "best_random", "all"),
     "backend": ("transformers", "vllm"),
     "ties": ("half", "strict"),
+    "method": ("platt", "isotonic", "temperature"),
+    "fail-on": ("warning", "error"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 

@@ -87,7 +87,7 @@ class Pipeline:
             source.reward.__name__ = source.name  # ty: ignore[missing-attribute]
         check_gates(self.sources)
         self.combine = combine or load_combiner("weighted_sum")
-        self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
+        self.combine.check_weights([source.weight.lowest for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
         for path, component in self.components().items():
@@ -95,6 +95,15 @@ class Pipeline:
                 component.check_sources(names)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+        for path, source, shapers in [
+            *((f"rewards.{source.name}.shape", source.reward, source.shape) for source in self.sources),
+            ("shape", None, self.shape),
+        ]:
+            for index, shaper in enumerate(shapers):
+                try:
+                    shaper.check_place(source, shapers[:index], base_dir)
+                except ValueError as error:
+                    raise ValueError(f"{path}.{index}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir
@@ -107,6 +116,8 @@ class Pipeline:
         self.metrics: dict[str, float] = {}
         """Of the last batch: per source the share of holes and failures, seconds and weight, and what shows
         over-optimisation; equal on every rank."""
+        self.reasons: dict[str, list[str]] = {}
+        """Of the last batch: per source what this process's failed rows said, in their order."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -173,6 +184,17 @@ class Pipeline:
                 path,
             )
 
+    def warn_of_lost_properness(self) -> None:
+        """For trainers that divide by the deviation within groups: a proper scoring rule is one no more."""
+        for source in self.sources:
+            if source.reward.proper() and (source.weight.start or source.weight.end):
+                logger.warning(
+                    "rewards.%s pays best for an honest report, but not once it is divided by the deviation within "
+                    "groups, which depends on the reports: lies then pay. Set `advantage: {use: center}`, or "
+                    "`scale_rewards: none` without an advantage",
+                    source.name,
+                )
+
     @property
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
@@ -237,6 +259,7 @@ class Pipeline:
         world = world or World.current()
         local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
+        self.reasons = dict(zip(self.names, local.reasons, strict=True))
         values, status = self._gathered(self.sources, local, world)
         global_reads = {column for component in self._global_components() for column in component.reads()}
         samples = samples.only(global_reads)

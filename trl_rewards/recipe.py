@@ -1,9 +1,9 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
 Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
-`alarms`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
-`DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
-sources.
+`alarms`, `pre_clip`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`,
+`ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its
+`reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
+from trl_rewards.preclip import PreClip
 from trl_rewards.schedules import Schedule
 
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
@@ -46,6 +47,7 @@ OWN_KEYS = (
     "share_base",
     "filter",
     "alarms",
+    "pre_clip",
     "dataset",
     "base_dir",
 )
@@ -70,7 +72,9 @@ class TrainerKind:
 _PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base", "alarms")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
+    "grpo": TrainerKind(
+        "trl:GRPOConfig", (*_PIPELINE_KEYS, "filter", "pre_clip"), ("sequence", "token"), _WITH_TOKENS
+    ),
     "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
@@ -148,6 +152,7 @@ class Recipe:
     """Sources with an adapter and no path run on the policy's base in memory."""
     filter: GroupFilter | None = None
     alarms: list[Alarm] = field(default_factory=list)
+    pre_clip: PreClip | None = None
 
     @classmethod
     def load(
@@ -213,6 +218,7 @@ class Recipe:
             parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
             parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
+            parts += [f"pre_clip:{_options_text(vars(self.pre_clip))}"] if self.pre_clip else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
@@ -476,6 +482,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         if raw.get("filter") is not None
         else None,
         alarms=parse_alarms(raw.get("alarms"), [parsed.name for parsed in rewards], problems),
+        pre_clip=_parse_pre_clip(raw.get("pre_clip"), problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         dataset=dataset,
         trl=flat,
@@ -538,13 +545,13 @@ _RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
     "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
     "isolate": ("true or false", lambda value: isinstance(value, bool)),
     "only_if": (
-        "{source: name, at_least: number}, with `otherwise: number` or without",
+        "{source: name, at_least: number} or {source: name, missing: true}, with `otherwise: number` or without",
         lambda value: (
             isinstance(value, dict)
-            and {"source", "at_least"} <= set(value) <= {"source", "at_least", "otherwise"}
+            and set(value) - {"otherwise"} in ({"source", "at_least"}, {"source", "missing"})
             and isinstance(value["source"], str)
-            and all(_real(number) for key, number in value.items() if key != "source" and number is not None)
-            and value["at_least"] is not None
+            and (_real(value["at_least"]) if "at_least" in value else value["missing"] is True)
+            and (value.get("otherwise") is None or _real(value["otherwise"]))
         ),
     ),
     "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),
@@ -647,6 +654,24 @@ def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> Grou
             return GroupFilter(**entry)
         except ValueError as error:
             found = [f"filter: {error}"]
+    problems += found
+    return None
+
+
+def _parse_pre_clip(entry: Any, problems: list[str]) -> PreClip | None:
+    if entry is None or entry is False:
+        return None
+    if entry is True:
+        return PreClip()
+    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(f"pre_clip: must be true, or limits such as {{low: 0.001, high: 1000.0}}, got {entry!r}")
+        return None
+    found = [problem.replace("with", "pre_clip", 1) for problem in check_options(PreClip, entry)]
+    if not found:
+        try:
+            return PreClip(**entry)
+        except ValueError as error:
+            found = [f"pre_clip: {error}"]
     problems += found
     return None
 
@@ -883,6 +908,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             _, training, model, _ = parse_trl(recipe)
             if _needs_critic(recipe):
                 training.check_critic(lora=bool(model.use_peft))
+            if recipe.pre_clip:
+                problems += recipe.pre_clip.problems(training)
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"these arguments are refused: {error}")
     return problems

@@ -195,7 +195,9 @@ def _pipeline(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     from trl_rewards.pipeline import Pipeline
 
     pipeline = Pipeline.from_recipe(recipe)
-    ours = {"pipeline": pipeline} | ({"pairs": recipe.pairs} if recipe.pairs else {})
+    ours: dict[str, Any] = {"pipeline": pipeline}
+    ours |= {"pairs": recipe.pairs} if recipe.pairs else {}
+    ours |= {"pre_clip": recipe.pre_clip} if recipe.pre_clip else {}
     return ours, pipeline.missing_columns
 
 

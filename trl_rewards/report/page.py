@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from trl_rewards.report.drawing import SMOOTH_FROM, draw
+from trl_rewards.reliability import CAPTION, draw_reliability, used_calibrations
+from trl_rewards.report.drawing import SMOOTH_FROM, draw, theme
 from trl_rewards.report.evidence import ENOUGH, findings
 from trl_rewards.report.figures import Plot, plots
 from trl_rewards.report.run import Run, alarms, curve, finite, read_run, watched
@@ -35,6 +36,10 @@ def write_report(run_dir: str | Path) -> Path:
         light, dark = draw(plot), draw(plot, dark=True)
         (folder / f"{plot.name}.png").write_bytes(light)
         figures.append(_figure(plot, light, dark))
+    if kept := used_calibrations(run.recipe):
+        light, dark = draw_reliability(kept, theme()), draw_reliability(kept, theme(dark=True))
+        (folder / "calibration.png").write_bytes(light)
+        figures.append(_figure(Plot("calibration", "Calibration", CAPTION, [], wide=True), light, dark))
     page = run.folder / PAGE
     # Completions may hold lone surrogates, which UTF-8 cannot say.
     page.write_text(_page(run, figures), encoding="utf-8", errors="replace")

@@ -37,6 +37,9 @@ class PrefGRPO(Advantage):
     def passes_over(self) -> tuple[str, ...]:
         return ("combine", "shape")
 
+    def divides_by_group(self) -> bool:
+        return True
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         import torch
 
