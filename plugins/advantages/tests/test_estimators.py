@@ -14,7 +14,6 @@ from trl_rewards_advantages import register_advantages
 from trl_rewards_advantages.dler import mixed_groups
 from trl_rewards_advantages.grpo_s import hardness_scale, responsiveness_scale
 from trl_rewards_advantages.leave_one_out_norm import others_std
-from trl_rewards_advantages.pass_at_k import pass_at_k
 from trl_rewards_advantages.pass_at_k import best_of_k, pass_at_k
 from trl_rewards_advantages.stable_reinforce import filtered
 
