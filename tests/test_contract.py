@@ -52,6 +52,8 @@ REWARDS = {
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
+    "pairwise_rl": (SCRIPTED | {"anchor": "answer"}, {"answer": ANSWERS}),
+    "pairwise_win_rate": (SCRIPTED | {"swaps": True, "tournament": 2}, {}),
     "r1_consistency": (SCRIPTED, {}),
     "r1_format": ({}, {}),
     "ppr": (SCRIPTED, {}),
@@ -60,6 +62,7 @@ REWARDS = {
     "rlcr": ({}, {"answer": ANSWERS}),
     "rm_r1_reward": ({}, {"winner": ["A", "model_b", None, "B", "", "A"]}),
     "rouge_l": ({}, {"references": REFERENCES}),
+    "ruler": (SCRIPTED, {}),
     "think_answer_format": ({}, {}),
 }
 REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]})
