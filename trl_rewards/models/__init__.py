@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.asking import Asker
+    from trl_rewards.models.averaging import average
     from trl_rewards.models.chat import Request
     from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.encoding import completion_start, shown_text
@@ -75,6 +76,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "adapter_parameters": "adapters",
     "add_adapter": "adapters",
     "at_work": "pretrained",
+    "average": "averaging",
     "checkpoint_weights": "heads",
     "completion_start": "encoding",
     "default_budget": "scorer",
@@ -140,6 +142,7 @@ __all__ = [
     "as_number",
     "as_text",
     "at_work",
+    "average",
     "checkpoint_weights",
     "completion_start",
     "default_budget",
