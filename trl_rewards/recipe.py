@@ -754,7 +754,7 @@ def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:
     """Problems of a source that runs on the policy's base."""
     path = source.path
     if not recipe.share_base:
-        return [f"{path}.with: without a path it runs on the policy's base: set share_base: true, or give path"]
+        return [f"{path}.with: so it runs on the policy's base: set share_base: true, or give it a base of its own"]
     problems = [
         f"{path}.{key}: a source on the policy's base runs in turn with the policy; leave {key} out, or give it a path"
         for key in ("timeout", "concurrency", "isolate")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from trl_rewards.models.averaging import average
     from trl_rewards.models.chat import Request
     from trl_rewards.models.embedding import Embedder, load_embedder
-    from trl_rewards.models.encoding import completion_start, shown_text
-    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters
+    from trl_rewards.models.encoding import completion_start, shown_samples, shown_text
+    from trl_rewards.models.heads import ALL_OUTPUTS, Head, checkpoint_weights, head_parameters
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
-    from trl_rewards.models.options import InProcess, nested_options
+    from trl_rewards.models.options import FromHead, InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -47,15 +47,17 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
-    from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.shared_base import Member, SharedBase
     from trl_rewards.models.untrusted import fenced, without_thinking
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
+    "ALL_OUTPUTS": "heads",
     "Ask": "judge",
     "Asker": "asking",
     "ChatOptions": "judge_options",
     "Embedder": "embedding",
+    "FromHead": "options",
     "Head": "heads",
     "HttpClient": "http",
     "HttpFailure": "http",
@@ -65,6 +67,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ListwiseJudge": "judge",
     "Loading": "pretrained",
     "LocalSampler": "sampling",
+    "Member": "shared_base",
     "PairwiseJudge": "judge",
     "Sampled": "sampling",
     "Sampler": "sampling",
@@ -88,6 +91,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "padded_rollout": "scorer",
     "parts": "learner",
     "source_of": "learner",
+    "shown_samples": "encoding",
     "shown_text": "encoding",
     "api_key": "http",
     "VllmSampler": "sampling",
@@ -112,10 +116,12 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 }
 
 __all__ = [
+    "ALL_OUTPUTS",
     "Ask",
     "Asker",
     "ChatOptions",
     "Embedder",
+    "FromHead",
     "Head",
     "HttpClient",
     "HttpFailure",
@@ -125,6 +131,7 @@ __all__ = [
     "ListwiseJudge",
     "Loading",
     "LocalSampler",
+    "Member",
     "PairwiseJudge",
     "Request",
     "Sampled",
@@ -162,6 +169,7 @@ __all__ = [
     "padded_rollout",
     "parts",
     "sample_candidates",
+    "shown_samples",
     "shown_text",
     "source_of",
     "stream",

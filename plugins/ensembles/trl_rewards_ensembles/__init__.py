@@ -1,6 +1,11 @@
-"""Combiners: what several rewards, or several members of an ensemble, say together."""
+"""Ensembles of reward models, and combiners: what several rewards, or several members, say together."""
 
 from trl_rewards import hookimpl
+
+
+@hookimpl
+def register_rewards():
+    return {"ensemble": "trl_rewards_ensembles.ensemble:Ensemble"}
 
 
 @hookimpl
