@@ -20,6 +20,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "maths": 0,
     "components": 1,
     "pairs": 1,
+    "members": 1,
     "workers": 1,
     "toolbox": 2,
     "passages": 1,
@@ -49,6 +50,8 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "reference": 6,
     "validate": 6,
     "train": 6,
+    "train_members": 6,
+    "merge": 6,
     "cli": 6,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "numpy")

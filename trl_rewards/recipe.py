@@ -1,7 +1,7 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
-`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `members`, `share_base`,
+`filter`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
 `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
 sources.
 """
@@ -29,6 +29,7 @@ from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
+from trl_rewards.members import MemberOptions
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
 from trl_rewards.schedules import Schedule
@@ -42,6 +43,7 @@ OWN_KEYS = (
     "advantage",
     "pairs",
     "objective",
+    "members",
     "share_base",
     "filter",
     "dataset",
@@ -78,7 +80,7 @@ TRAINERS = {
         advantage="gae",
     ),
     "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
-    "reward": TrainerKind("trl:RewardConfig", ("objective",)),
+    "reward": TrainerKind("trl:RewardConfig", ("objective", "members")),
     "kto": TrainerKind("trl:KTOConfig", ("objective",)),
 }
 
@@ -143,8 +145,10 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
-    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
+    filter: GroupFilter | None = None
+    members: MemberOptions | None = None
+    """None: one reward model is trained."""
 
     @classmethod
     def load(
@@ -212,6 +216,9 @@ class Recipe:
             parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
+            if self.members:
+                said = {name: value for name, value in vars(self.members).items() if value}
+                parts.append(f"members:{_options_text(said)}")
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
         return "  ".join(parts)
 
@@ -473,6 +480,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         if raw.get("filter") is not None
         else None,
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
+        members=_parse_members(raw["members"], problems) if raw.get("members") is not None else None,
         dataset=dataset,
         trl=flat,
         raw=raw,
@@ -647,6 +655,20 @@ def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> Grou
     return None
 
 
+def _parse_members(entry: Any, problems: list[str]) -> MemberOptions | None:
+    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
+        problems.append(f"members: must be a mapping of options, such as {{count: 4}}, got {entry!r}")
+        return None
+    found = [problem.replace("with", "members", 1) for problem in check_options(MemberOptions, entry)]
+    if not found:
+        try:
+            return MemberOptions(**entry)
+        except ValueError as error:
+            found = [f"members: {error}"]
+    problems += found
+    return None
+
+
 def _pairs_text(pairs: PairOptions) -> str:
     """The options that are not the defaults."""
     defaults = PairOptions()
@@ -729,6 +751,8 @@ def check_components(recipe: Recipe) -> list[str]:
         objective = make("objective", recipe.objective, "objective")
         if objective is not None and recipe.trainer in ("reward", "kto") and objective.trainer != recipe.trainer:
             problems.append(f"objective: {recipe.objective.use!r} {_LEARNS_FROM[objective.trainer]}")
+    if recipe.members:
+        problems += recipe.members.problems(recipe.trl)
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
@@ -879,7 +903,21 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
                 training.check_critic(lora=bool(model.use_peft))
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"these arguments are refused: {error}")
+    if recipe.members and not problems:
+        problems += _check_members(recipe, recipe.members)
     return problems
+
+
+def _check_members(recipe: Recipe, members: MemberOptions) -> list[str]:
+    """Problems with TRL's keys in which members, or the training of their head, differ from the recipe."""
+    varied = [{key: values[index] for key, values in members.vary.items()} for index in range(members.size)]
+    found = [
+        f"members.{where}: {problem}"
+        for where, keys in [*(("vary", keys) for keys in varied), ("probe", members.probe)]
+        if keys
+        for problem in check_trl_keys(dataclasses.replace(recipe, members=None, trl=recipe.trl | keys))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _needs_critic(recipe: Recipe) -> bool:
