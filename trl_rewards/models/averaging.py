@@ -56,7 +56,7 @@ def average(
 
     RewardError names the file and the tensor in which members differ, before anything is written.
     """
-    shares = _shares(weights, len(members))
+    shares = shares_of(weights, len(members))
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RewardError(f"{target} exists already; give another folder")
@@ -107,7 +107,8 @@ class _Member:
     """Folders of the tokenizer and what else belongs to the model; files of later ones replace those of earlier."""
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
+    """What each member counts; the sum is 1. RewardError for weights that cannot be."""
     if not count:
         raise RewardError("no members to average")
     if weights is None:

@@ -18,3 +18,8 @@ def register_combiners():
         "mean_minus_std": "trl_rewards_ensembles.mean_minus_std:MeanMinusStd",
         "uwo": "trl_rewards_ensembles.uwo:UWO",
     }
+
+
+@hookimpl
+def register_objectives():
+    return {"bradley_terry_heads": "trl_rewards_ensembles.heads:BradleyTerryHeads"}

@@ -22,8 +22,8 @@ from trl_rewards import (
     Unweighted,
     load_combiner,
 )
-from trl_rewards.maths import std
 from trl_rewards.models import FromHead
+from trl_rewards_ensembles.disagreement import disagreement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from trl_rewards.models import Member, Scorer, SharedBase
 
 logger = logging.getLogger(__name__)
-
-
-def disagreement(members: Tensor) -> Tensor:
-    """Population deviation of each row's members, holes left out: (N, K) -> (N,) float64; NaN where fewer than two
-    score a row."""
-    return std(members, ddof=0).masked_fill((~members.isnan()).sum(dim=1) < 2, float("nan"))
 
 
 class Ensemble(FromHead):
@@ -77,7 +71,6 @@ class Ensemble(FromHead):
 
     def setup(self, context: Context) -> None:
         self._context = context
-        self._combiner.setup(context)
         if self.base == "own":
             self._scorers = self._load(context)
         elif context.shared_base is not None:
