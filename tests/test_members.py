@@ -115,7 +115,7 @@ train(sys.argv[1])
 
 @pytest.mark.slow
 def test_two_processes_train_adapters_from_one_probed_head(recipe, tmp_path, run_ranks):
-    lora = "use_peft: true\nlora_r: 2\nlora_target_modules: [q_proj]\n"
+    lora = "use_peft: true\nlora_r: 2\nlora_target_modules: [q_proj, v_proj]\n"
     probe = "{count: 2, head: probed, probe: {max_steps: 6, learning_rate: 0.1}}"
     done = run_ranks(RANKS, 2, recipe(probe, lora))
     out = tmp_path / "out"

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from trl_rewards import Context, RecipeError, load_reward
+from trl_rewards import Context, RecipeError, load_combiner, load_objective, load_reward
 from trl_rewards.offline import score_file
-from trl_rewards.testing import check_reward
+from trl_rewards.testing import check_reward, make_samples, make_scores
 
 PROMPTS, COMPLETIONS = ["the cat ", "the dog "], ["sat 3 times", "ran"]
 
@@ -141,3 +141,46 @@ def test_wrong_options_are_said(options, problem):
     with pytest.raises(RecipeError) as error:
         load_reward("ensemble", **options)
     assert problem in str(error.value)
+
+
+def test_combiners_that_look_at_disagreement_log_it():
+    logged: dict[str, float] = {}
+    scores = make_scores([[1.0, 3.0], [0.0, 0.0], [5.0, None]], group_size=1)
+    for name in ("uwo", "mean_minus_std"):
+        combiner = load_combiner(name)
+        combiner.setup(Context(log_metric=logged.__setitem__))
+        combiner(scores, make_samples(completions=["a", "b", "c"]))
+    assert logged == {"uwo/disagreement": 0.5, "mean_minus_std/disagreement": 0.5}
+
+
+def test_loss_of_heads_by_hand():
+    from trl_rewards_ensembles.heads import heads_loss
+
+    outputs = torch.tensor([[1.0, 0.0], [2.0, 9.0], [0.0, 0.0], [2.0, 9.0]])  # differences [1, 0] and [0, 0]
+    one, none = 0.3132617, 0.6931472  # -log σ(1), -log σ(0)
+    assert heads_loss(outputs).item() == pytest.approx((one + 3 * none) / 4)
+    learning = torch.tensor([[True, False], [False, False]])
+    assert heads_loss(outputs, learning=learning).item() == pytest.approx(one)
+    margin = torch.tensor([1.0, float("nan")])
+    assert heads_loss(outputs, margin).item() == pytest.approx((none + 1.3132617) / 2)  # -log σ(-1)
+    assert heads_loss(outputs, learning=torch.zeros(2, 2, dtype=torch.bool)).item() == 0
+
+
+@pytest.mark.slow
+def test_heads_that_are_trained_together_are_members(policy_path, tmp_path):
+    import trl
+    from datasets import Dataset
+
+    from trl_rewards import RewardTrainer
+
+    rows = [{"prompt": "the cat ", "chosen": f"sat {n} times", "rejected": f"ran {n}"} for n in range(4)]
+    options = {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no", "disable_tqdm": True}
+    args = trl.RewardConfig(str(tmp_path / "rm"), max_steps=2, logging_steps=1, learning_rate=1e-2, **options)
+    objective = load_objective("bradley_terry_heads", heads=3, share=0.5)
+    trainer = RewardTrainer(policy_path, args, train_dataset=Dataset.from_list(rows), objective=objective)
+    trainer.train()
+    assert trainer.state.log_history[0]["disagreement"] > 0
+    trainer.save_model()
+    found = load_reward("ensemble", members=[args.output_dir], dtype="float32", device="cpu")(PROMPTS, COMPLETIONS)
+    assert list(found[0].trace["members"]) == ["rm.0", "rm.1", "rm.2"]
+    assert found[0].trace["disagreement"] > 0
