@@ -33,9 +33,7 @@ class MemberOptions:
             raise ValueError("count is needed, or lists under vary")
         if self.size < 2 or set(lengths.values()) - {self.size}:
             given = ", ".join(f"{len(values)} of {key}" for key, values in self.vary.items()) or "none under vary"
-            raise ValueError(
-                f"members are two or more, each with a value in every list; got count {self.count}, {given}"
-            )
+            raise ValueError(f"two members or more, with a value each in every list; got count {self.count}, {given}")
         for where, keys in (("vary", self.vary), ("probe", self.probe)):
             if refused := [key for key in KEPT if key in keys]:
                 raise ValueError(f"{where}: {refused[0]} is the whole recipe's")
@@ -49,9 +47,9 @@ class MemberOptions:
 
     def keys_of(self, member: int, trl: Mapping[str, Any]) -> dict[str, Any]:
         """TRL's keys in which a member differs from the recipe, whose own are `trl`."""
-        return {"seed": int(trl.get("seed") or 42) + member} | {
-            key: values[member] for key, values in self.vary.items()
-        }
+        seed = trl.get("seed")
+        varied = {key: values[member] for key, values in self.vary.items()}
+        return {"seed": (42 if seed is None else seed) + member} | varied
 
     def problems(self, trl: Mapping[str, Any]) -> list[str]:
         """What of the recipe's own TRL keys does not go with members."""
@@ -62,7 +60,7 @@ class MemberOptions:
             found.append("members: streamed data have one order and the head is shared, so all would be the same")
         if trl.get("push_to_hub"):
             found.append("members: push_to_hub would push them all to one place; push their folders afterwards")
-        if str(trl.get("resume_from_checkpoint", "true")).lower() not in ("true", "false"):
+        if str(trl.get("resume_from_checkpoint") or "true").lower() not in ("true", "false"):
             found.append("members: each goes on from its own folder: set resume_from_checkpoint: true")
         return found
 
