@@ -57,6 +57,7 @@ REWARDS = {
     "regex_format": ({}, {}),
     "repetition": ({"ngram_size": 1}, {}),
     "rlcr": ({}, {"answer": ANSWERS}),
+    "rm_r1_reward": ({}, {"winner": ["A", "model_b", None, "B", "", "A"]}),
     "rouge_l": ({}, {"references": REFERENCES}),
     "think_answer_format": ({}, {}),
 }
@@ -148,6 +149,7 @@ ELSEWHERE = {
     "implicit_prm",
     "perceptual",
     "first_error",
+    "flr",
     "cooper",
     "polar",
     "prime",
@@ -157,8 +159,10 @@ ELSEWHERE = {
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",
+    "rm_r1",
     "themis",
     "themis_served",
+    "yes_token",
 }
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.asking import Asker
     from trl_rewards.models.averaging import average
-    from trl_rewards.models.chat import Request
+    from trl_rewards.models.chat import Reply, Request
     from trl_rewards.models.embedding import Embedder, load_embedder
     from trl_rewards.models.encoding import completion_start, shown_samples, shown_text
-    from trl_rewards.models.heads import ALL_OUTPUTS, Head, checkpoint_weights, head_parameters
+    from trl_rewards.models.heads import ALL_OUTPUTS, Head, checkpoint_weights, head_parameters, load_next_token
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -48,7 +48,14 @@ if TYPE_CHECKING:
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
     from trl_rewards.models.shared_base import Member, SharedBase
-    from trl_rewards.models.untrusted import fenced, without_thinking
+    from trl_rewards.models.untrusted import (
+        control_tokens_of,
+        fenced,
+        fill,
+        placeholders,
+        without_control_tokens,
+        without_thinking,
+    )
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
@@ -72,6 +79,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "Sampled": "sampling",
     "Sampler": "sampling",
     "Sampling": "sampling",
+    "Reply": "chat",
     "Request": "chat",
     "Scorer": "scorer",
     "ServedScorer": "served",
@@ -82,6 +90,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "average": "averaging",
     "checkpoint_weights": "heads",
     "completion_start": "encoding",
+    "control_tokens_of": "untrusted",
     "default_budget": "scorer",
     "head_parameters": "heads",
     "load_config": "pretrained",
@@ -90,6 +99,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "outcomes_of": "learner",
     "padded_rollout": "scorer",
     "parts": "learner",
+    "placeholders": "untrusted",
     "source_of": "learner",
     "shown_samples": "encoding",
     "shown_text": "encoding",
@@ -101,8 +111,10 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "as_text": "judge",
     "extract_json": "judge",
     "fenced": "untrusted",
+    "fill": "untrusted",
     "keep_4bit_unpacked": "pretrained",
     "load_embedder": "embedding",
+    "load_next_token": "heads",
     "load_pretrained": "pretrained",
     "load_sampler": "sampling",
     "load_scorer": "scorer",
@@ -110,6 +122,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "trunk_of": "adapters",
     "using": "adapters",
     "with_adapter": "adapters",
+    "without_control_tokens": "untrusted",
     "without_thinking": "untrusted",
     "sample_candidates": "sampling",
     "stream": "sampling",
@@ -133,6 +146,7 @@ __all__ = [
     "LocalSampler",
     "Member",
     "PairwiseJudge",
+    "Reply",
     "Request",
     "Sampled",
     "Sampler",
@@ -152,13 +166,16 @@ __all__ = [
     "average",
     "checkpoint_weights",
     "completion_start",
+    "control_tokens_of",
     "default_budget",
     "extract_json",
     "fenced",
+    "fill",
     "head_parameters",
     "keep_4bit_unpacked",
     "load_config",
     "load_embedder",
+    "load_next_token",
     "load_pretrained",
     "load_sampler",
     "load_scorer",
@@ -168,6 +185,7 @@ __all__ = [
     "outcomes_of",
     "padded_rollout",
     "parts",
+    "placeholders",
     "sample_candidates",
     "shown_samples",
     "shown_text",
@@ -176,6 +194,7 @@ __all__ = [
     "trunk_of",
     "using",
     "with_adapter",
+    "without_control_tokens",
     "without_thinking",
 ]
 
