@@ -177,5 +177,5 @@ def test_twins_whose_average_knows_nothing_are_said_not_to_be_connected(reward_m
     assert "head: probed" in said
     connected = [point._replace(wanted=0.5) for point in points]
     assert report(connected).endswith("every average is at least as accurate as what it is made of.")
-    noisy = [point._replace(wanted=0.6) for point in points]
+    noisy = [point._replace(wanted=0.6, found=point.found._replace(high=0.7)) for point in points]
     assert report(noisy).endswith("by more than these pairs can tell.")
