@@ -56,6 +56,33 @@ def validate(context: typer.Context, recipe: str) -> None:
     print("\n".join(check(recipe, context.args)))
 
 
+@app.command(context_settings=_OVERRIDES)
+def plan(
+    context: typer.Context,
+    recipe: str,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of the longest prompt, which only the data know")] = 512,
+    card: Annotated[float | None, typer.Option(help="GiB of a GPU: exit status 1 if the recipe does not fit")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, in bytes")] = False,
+) -> None:
+    """What a recipe needs of a GPU's memory, by arithmetic, without loading a model. Overrides follow: --key value."""
+    import json
+
+    from trl_rewards.plan import PHASES
+    from trl_rewards.plan import plan as estimate
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    made = estimate(recipe, context.args, prompt_tokens)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        _table(("GiB", *PHASES), made.rows())
+        print("".join(f"\n{note}" for note in made.notes))
+        print(f"fits a card of {made.card} GiB" if made.card else "fits no usual card")
+    if card is not None and not made.fits(card):
+        raise typer.Exit(1)
+
+
 @app.command()
 def plugins() -> None:
     """What is installed: plugin, version, which hooks; broken ones with the reason."""
@@ -484,6 +511,37 @@ def index(
     from trl_rewards.passages import build_index
 
     print(f"{out}: {build_index(corpora, out, title, text, words)} passages")
+
+
+@app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(help="claims, by bundled name or path")] = None,
+    every: Annotated[bool, typer.Option("--all", help="all bundled claims")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each arm")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; as many as there are cores")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs; what is there is not run again")] = Path(
+        "runs/claims"
+    ),
+    save: Annotated[bool, typer.Option(help="keep the result beside the claim, for the table of claims")] = False,
+) -> None:
+    """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
+    from trl_rewards import reproduce as claims
+
+    known = claims.claims()
+    if not names and not every:
+        loaded = [claims.load_claim(name) for name in known]
+        _table(("claim", "of", "what"), [(each.name, each.paper.rpartition("/")[2], each.claim) for each in loaded])
+        return
+    for claim in [claims.load_claim(name) for name in (known if every else names or ())]:
+        print(f"{claim.name}: {claim.claim}\n{claim.paper}\n{claim.miniature}\n")
+        result = claims.reproduce(claim, out / claim.name, seeds, jobs)
+        titles, rows = claims.table(claim, result)
+        print()
+        _table(titles, rows)
+        print(f"\n{claims.effect(result)}\n{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)")
+        print(f"plot {out / claim.name / claims.PLOT}\n")
+        if save:
+            claims.keep(claim, result)
 
 
 @app.command()

@@ -278,6 +278,9 @@ class Combiner(Component):
 class Unweighted(Combiner):
     """A combiner that takes its sources as members, all alike: a weight of 0 is watched, any other counts."""
 
+    one_thing: ClassVar[bool] = True
+    """Whether members are to score the same thing on one scale: how far they are apart is then logged."""
+
     def check_weights(self, weights: Sequence[float]) -> None:
         name = self.display_name
         if min(weights) < 0:

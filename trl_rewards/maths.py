@@ -7,7 +7,7 @@ round-off of a float32 mean over a constant group, divided by its round-off devi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,18 +107,20 @@ def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
     import torch
 
     there = ~values.isnan()
-    used = weights != 0  # 0 · inf is no number
-    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
+    used = weights != 0
+    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
+    values = values.masked_fill(~used, 0.0)  # neither a hole nor an infinity of what is watched matters
+    there = ~values.isnan()
+    plain = (values.masked_fill(~there, 0.0) * weights).sum(dim=1)
     if there.all():
-        return plain
+        return plain.masked_fill(~scored, float("nan"))
     size = weights.abs().expand_as(values)
     groups = values.view(-1, group_size, values.shape[1])
     group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
     means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
-    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
-    deviations = (values - means).masked_fill(~(there & used), 0.0)
+    level = (means.masked_fill(~group_there, 0.0) * weights).sum(dim=1) * _scale(group_there, size)
+    deviations = (values - means).masked_fill(~there, 0.0)
     total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
-    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
     return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
 
 
@@ -210,6 +212,34 @@ def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
     """Tokens that the two rows of each pair begin with alike: (2B, T) right-padded, first rows first -> (B,)."""
     (first, second), (there, also) = ids.chunk(2), mask.bool().chunk(2)
     return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
+
+
+def explained(one: Tensor, other: Tensor, group_size: int = 1) -> tuple[float, float]:
+    """How `one` goes with `other`, both (N,), among the rows of a group, or of the batch where groups are of one row.
+
+    Pearson's correlation of deviations from group means in [-1, 1], and the share of the first's variance there that
+    the second explains: its square adjusted for chance, so that it is 0 on average where nothing is explained, and may
+    be below. Rows with a hole are left out. NaN where one of them is constant, or where there are fewer than two
+    degrees of freedom: rows less groups.
+    """
+    size = group_size if group_size > 1 else len(one)
+    hole = one.isnan() | other.isnan()
+    first, second = (centered(x.masked_fill(hole, float("nan")), size)[~hole] for x in (one, other))
+    freedom = len(first) - int((~hole).view(-1, size).any(dim=1).sum())
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    if freedom < 2 or scale == 0:
+        return math.nan, math.nan
+    correlation = ((first * second).sum() / scale).item()
+    return correlation, 1 - (1 - correlation**2) * freedom / (freedom - 1)
+
+
+def repeated_share(items: Sequence[Hashable], n: int) -> float:
+    """Share of n-grams that are there already, 1 - distinct / all, in [0, 1); 0 with fewer than n items.
+
+    Of tokens it is seq-rep-n of https://huggingface.co/papers/1908.04319.
+    """
+    ngrams = list(zip(*(items[start:] for start in range(n)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 class RunningMoments:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import itertools
 import logging
+import math
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,13 @@ from trl_rewards.components import (
     Status,
     TokenShaper,
     TrainableReward,
+    Unweighted,
     resolve_path,
 )
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import FunctionReward, as_reward, build, load_combiner
-from trl_rewards.maths import staying_groups
+from trl_rewards.maths import explained, repeated_share, staying_groups, std
 from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
@@ -52,6 +54,9 @@ from trl_rewards.scoring import (
 )
 
 logger = logging.getLogger(__name__)
+
+REPEATED_NGRAM = 4
+"""Tokens of an n-gram whose repetition is measured."""
 
 
 class Pipeline:
@@ -100,7 +105,8 @@ class Pipeline:
             raise ValueError(f"filter: no source {filter.source!r}{did_you_mean(filter.source, names)}")
         self.filter = filter
         self.metrics: dict[str, float] = {}
-        """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
+        """Of the last batch: per source the share of holes and failures, seconds and weight, and what shows
+        over-optimisation; equal on every rank."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -255,6 +261,7 @@ class Pipeline:
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device) | learnt
+        self.metrics |= self._signs(raw._replace(values=shaped), rewards, local_samples, everyone, world, device)
         process = None
         if tokens:
             process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
@@ -445,6 +452,31 @@ class Pipeline:
             metrics[f"rewards/{name}/weight"] = weights[k]
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
+
+    def _signs(
+        self,
+        scores: Scores,
+        rewards: torch.Tensor,
+        local: Samples,
+        everyone: Samples,
+        world: World,
+        device: Any,
+    ) -> dict[str, float]:
+        """What shows over-optimisation; what this batch says nothing of is left out."""
+        shares = [
+            repeated_share(items, REPEATED_NGRAM) for items in local.completion_ids or map(str.split, local.texts)
+        ]
+        repeated = world.gather(torch.tensor(shares, dtype=torch.float64, device=device)).mean().item()
+        signs = {"completions/repetition": repeated}
+        if everyone.completion_ids:
+            lengths = torch.tensor(everyone.lengths, device=rewards.device).double()
+            correlation, share = explained(rewards, lengths, scores.group_size)
+            signs |= {"rewards/total/length_correlation": correlation, "rewards/total/length_explained": share}
+        if isinstance(self.combine, Unweighted) and self.combine.one_thing:
+            members = self.combine.members(scores)
+            several = (~members.isnan()).sum(dim=1) > 1
+            signs["combine/disagreement"] = std(members[several], ddof=0).mean().item()
+        return {name: value for name, value in signs.items() if not math.isnan(value)}
 
 
 def _gathered_tokens(

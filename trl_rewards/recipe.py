@@ -1,9 +1,9 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
 Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `members`, `share_base`,
-`filter`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
-`DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
-sources.
+`filter`, `alarms`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`,
+`ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its
+`reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+from trl_rewards.alarms import Alarm, parse_alarms
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
@@ -46,6 +47,7 @@ OWN_KEYS = (
     "members",
     "share_base",
     "filter",
+    "alarms",
     "dataset",
     "base_dir",
 )
@@ -67,7 +69,7 @@ class TrainerKind:
     """The advantage where the recipe names none; None: the trainer's own."""
 
 
-_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
+_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base", "alarms")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
     "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
@@ -79,9 +81,9 @@ TRAINERS = {
         _WITH_TOKENS | {"values", "logps", "ref_logps"},
         advantage="gae",
     ),
-    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
-    "reward": TrainerKind("trl:RewardConfig", ("objective", "members")),
-    "kto": TrainerKind("trl:KTOConfig", ("objective",)),
+    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs", "alarms")),
+    "reward": TrainerKind("trl:RewardConfig", ("objective", "members", "alarms")),
+    "kto": TrainerKind("trl:KTOConfig", ("objective", "alarms")),
 }
 
 
@@ -147,6 +149,7 @@ class Recipe:
     share_base: bool = False
     """Sources with an adapter and no path run on the policy's base in memory."""
     filter: GroupFilter | None = None
+    alarms: list[Alarm] = field(default_factory=list)
     members: MemberOptions | None = None
     """None: one reward model is trained."""
 
@@ -270,7 +273,7 @@ def bundled_recipes() -> dict[str, Path]:
         file.relative_to(folder).with_suffix("").as_posix(): file
         for folder in recipe_folders()
         for file in sorted(folder.rglob("*.yaml"))
-        if file.parent.name != "accelerate"  # launch configurations
+        if file.parent.name not in ("accelerate", "claims")  # launch configurations, and what compares recipes
     }
 
 
@@ -479,6 +482,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
         if raw.get("filter") is not None
         else None,
+        alarms=parse_alarms(raw.get("alarms"), [parsed.name for parsed in rewards], problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
         members=_parse_members(raw["members"], problems) if raw.get("members") is not None else None,
         dataset=dataset,
@@ -894,6 +898,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
             f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
         )
+    if recipe.trl.get("save_strategy") == "best" and any(alarm.then == "stop" for alarm in recipe.alarms):
+        problems.append("save_strategy: best keeps no checkpoint of the step at which an alarm stops; set steps or no")
     if recipe.pairs is not None:
         problems += refused_arguments(recipe.trl)
     if not problems:

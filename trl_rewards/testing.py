@@ -199,8 +199,8 @@ def _same(got: list[Score], wanted: list[Score], complaint: str) -> None:
 
 
 def check_combiner(combiner: Combiner) -> None:
-    """A combiner gives (N,), leaves a row without any score NaN, treats rows alike whatever their place, and restores
-    its state exactly."""
+    """A combiner gives (N,), leaves a row without any score NaN, treats rows alike whatever their place, passes over a
+    source of weight 0, and restores its state exactly."""
     import torch
 
     fresh = copy.deepcopy(combiner)
@@ -219,6 +219,10 @@ def check_combiner(combiner: Combiner) -> None:
     _close(again, total[swapped], "totals depend on the order of groups")
     alone = make_scores([row[:1] for row in values], group_size=4)
     assert copy.deepcopy(fresh)(alone, samples).shape == (len(values),), "one source alone must work"
+    watching = make_scores([[*row, watched] for row, watched in zip(values, [9, None] * 4, strict=True)], group_size=4)
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    watched = copy.deepcopy(fresh)(watching._replace(weights=weights), samples)
+    _close(watched, total, "a source of weight 0 changes totals")
     resumed = copy.deepcopy(fresh)
     resumed.load_state_dict(copy.deepcopy(combiner.state_dict()))
     for _ in range(2):

@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import AlarmStop, PluginError, RecipeError, RewardError
 from trl_rewards.recipe import Recipe, parse_trl
 
 logger = logging.getLogger(__name__)
+
+STOPPED = 3
+"""Exit status of a run that an alarm of its recipe ended."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,13 +37,17 @@ def main(words: Sequence[str] | None = None) -> int:
     except (RecipeError, PluginError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except AlarmStop as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
     return 0
 
 
 def train(config: str, overrides: Sequence[str] = ()) -> Any:
     """Train a recipe and return the trainer; of a recipe with `members:`, the folders of the members.
 
-    Raises RecipeError before any model is loaded if something is wrong.
+    Raises RecipeError before any model is loaded if something is wrong, and AlarmStop where an alarm ended the run,
+    after everything is saved; nothing is pushed to the Hub then.
     """
     recipe = Recipe.load(config, overrides)
     os.environ.update({str(name): str(value) for name, value in (recipe.trl.get("env") or {}).items()})
@@ -79,8 +86,21 @@ def run(recipe: Recipe, prepare: Callable[[Any], None] = lambda trainer: None, s
         f"report {os.path.join(training_args.output_dir, 'report.html')}",
         sep="\n",
     )
-    if training_args.push_to_hub:
+    stopped = _stopped(trainer)
+    if training_args.push_to_hub and not stopped:
         trainer.push_to_hub()
+    if stopped:
+        if recipe.pairs and trainer.accelerator.is_main_process:
+            _write_report(training_args.output_dir)  # rounds write theirs before an alarm looks at their last log
+        trainer.accelerator.wait_for_everyone()  # the first to exit with a status has its launcher end the others
+        end(trainer)
+        raise AlarmStop(
+            f"{stopped}\n"
+            f"The run ended there, as its recipe says; its last checkpoint and its model are in "
+            f"{training_args.output_dir}. Look at report.html there, and go back to an earlier checkpoint if it shows "
+            "harm. To go on, change or take out the alarm and add --resume_from_checkpoint true; with the alarm as it "
+            "is, it counts from 0 again."
+        )
     return trainer
 
 
@@ -166,7 +186,7 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
             train_dataset=train_data,
             eval_dataset=eval_data,
             quantization_config=quantization,
-            peft_config=_peft_config(model_args, recipe),
+            peft_config=peft_config(model_args, recipe),
             **ours,
         )
     except ValueError as error:  # arguments that do not go together, in TRL's words or ours
@@ -210,7 +230,7 @@ def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     return ours, lambda names: missing_columns(objective, names)
 
 
-def _peft_config(model_args: Any, recipe: Recipe) -> Any:
+def peft_config(model_args: Any, recipe: Recipe) -> Any:
     """TRL's LoRA settings; a reward model's must train its score head too, which PEFT does for this task type."""
     from trl import get_peft_config
 
@@ -232,10 +252,27 @@ def _load_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
 
 def _add_callbacks(trainer: Any, recipe: Recipe) -> None:
     from trl_rewards.console import tame_logging
-    from trl_rewards.report import RoundRecorder, RunRecorder
+    from trl_rewards.report import AlarmWatch, RoundRecorder, RunRecorder
 
     tame_logging(trainer)
-    trainer.add_callback(RoundRecorder(trainer) if recipe.pairs else RunRecorder(trainer))
+    recorder = RoundRecorder(trainer) if recipe.pairs else RunRecorder(trainer)
+    trainer.add_callback(recorder)
+    if recipe.alarms:
+        trainer.add_callback(AlarmWatch(recipe.alarms, recorder))
+
+
+def _write_report(folder: str) -> None:
+    from trl_rewards.report import write_report
+
+    write_report(folder)
+
+
+def _stopped(trainer: Any) -> str | None:
+    """What an alarm said when it ended the run; None where none did."""
+    from trl_rewards.report import AlarmWatch
+
+    watches = [found for found in trainer.callback_handler.callbacks if isinstance(found, AlarmWatch)]
+    return watches[0].stopped if watches else None
 
 
 def resume_point(training_args: Any, source: str) -> str | None:

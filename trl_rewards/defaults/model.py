@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trl_rewards.components import Context, Score, resolve_path
 from trl_rewards.errors import RewardError
-from trl_rewards.models.options import FromHead
+from trl_rewards.models.options import FromHead, Held
 from trl_rewards.samples import Samples
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class Model(FromHead):
 
     def shares_base(self) -> bool:
         return self.path is None
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models.scorer import load_scorer

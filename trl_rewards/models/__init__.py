@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
-    from trl_rewards.models.options import FromHead, InProcess, nested_options
+    from trl_rewards.models.options import FromHead, Held, InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -67,6 +67,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "FromHead": "options",
     "Head": "heads",
     "HttpClient": "http",
+    "Held": "options",
     "HttpFailure": "http",
     "InProcess": "options",
     "JudgeReward": "judge",
@@ -136,6 +137,7 @@ __all__ = [
     "Embedder",
     "FromHead",
     "Head",
+    "Held",
     "HttpClient",
     "HttpFailure",
     "InProcess",

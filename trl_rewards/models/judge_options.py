@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards.components import Context
 from trl_rewards.models.http import check_address, check_key_name
-from trl_rewards.models.options import InProcess
+from trl_rewards.models.options import Held, InProcess
 
 if TYPE_CHECKING:
     from trl_rewards.models.chat import ChatModel
@@ -114,6 +114,9 @@ class ChatOptions(InProcess):
                     f"{', '.join(unused)}: without endpoint the model runs in this process, where this does nothing; "
                     "leave it out, or set endpoint"
                 )
+
+    def held(self) -> list[Held]:
+        return [] if self.endpoint else [Held(self.model, self.token_budget, cached=self.token_budget)]
 
     def local_chat(self, context: Context) -> ChatModel:
         """What answers where there is no endpoint. Loaded once, before anything is asked."""

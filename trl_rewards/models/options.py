@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from trl_rewards.components import Context, Reward, resolve_path
 
@@ -24,6 +24,25 @@ def nested_options(cls: type[T], name: str, options: dict[str, Any]) -> T:
         return cls(**options)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+class Held(NamedTuple):
+    """A model that a reward holds in this process, as far as its memory depends on it."""
+
+    path: str | None
+    """Folder or Hub name; None: the policy's base, in memory anyway."""
+    tokens: int | None = None
+    """Of one forward pass, padding included; None: the usual budget."""
+    cached: int = 0
+    """Tokens whose keys and values are kept while it writes."""
+    trains: Literal["all", "lora", "head"] | None = None
+    """Which of its weights learn while the policy does."""
+    lora_r: int = 16
+    lora_target_modules: str | list[str] = "all-linear"
+    micro_batch: int = 1
+    """Rows that go through it together when it learns."""
+    logits: bool = False
+    """Whether it learns through its logits, not through a score head."""
 
 
 class InProcess(Reward):
@@ -52,6 +71,10 @@ class InProcess(Reward):
             raise ValueError("set load_in_4bit or load_in_8bit, not both")
         if self.offload and self.load_in_8bit:
             raise ValueError("offload moves weights, and bitsandbytes int8 weights cannot be moved; use load_in_4bit")
+
+    def held(self) -> list[Held]:
+        """The models that this reward loads here, for estimates of memory. Without one: all is elsewhere."""
+        return []
 
     def check_trained(self) -> None:
         """ValueError for options with which a model cannot be trained while the policy is."""

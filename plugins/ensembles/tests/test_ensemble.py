@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from trl_rewards import Context, RecipeError, load_combiner, load_objective, load_reward
+from trl_rewards import Context, RecipeError, load_objective, load_reward
 from trl_rewards.offline import score_file
-from trl_rewards.testing import check_reward, make_samples, make_scores
+from trl_rewards.testing import check_reward
 
 PROMPTS, COMPLETIONS = ["the cat ", "the dog "], ["sat 3 times", "ran"]
 
@@ -130,7 +130,7 @@ def test_ensemble_keeps_the_contract_of_rewards(saved):
     [
         ({"members": []}, "members must be different folders"),
         ({"members": ["a", "a"]}, "members must be different folders"),
-        ({"members": ["a"], "combine": "weighted_sum"}, "'weighted_sum' combines the sources of a batch"),
+        ({"members": ["a"], "combine": "weighted_sum"}, "'weighted_sum' is for sources that say different"),
         ({"members": ["a"], "combine": {"use": "uwo", "with": {"coeff": 1}}}, "did you mean 'coef'"),
         ({"members": ["a"], "combine": {"name": "uwo"}}, "combine must be a name or"),
         ({"members": ["a"], "combine": "minn"}, "unknown combiner 'minn'"),
@@ -141,16 +141,6 @@ def test_wrong_options_are_said(options, problem):
     with pytest.raises(RecipeError) as error:
         load_reward("ensemble", **options)
     assert problem in str(error.value)
-
-
-def test_combiners_that_look_at_disagreement_log_it():
-    logged: dict[str, float] = {}
-    scores = make_scores([[1.0, 3.0], [0.0, 0.0], [5.0, None]], group_size=1)
-    for name in ("uwo", "mean_minus_std"):
-        combiner = load_combiner(name)
-        combiner.setup(Context(log_metric=logged.__setitem__))
-        combiner(scores, make_samples(completions=["a", "b", "c"]))
-    assert logged == {"uwo/disagreement": 0.5, "mean_minus_std/disagreement": 0.5}
 
 
 def test_loss_of_heads_by_hand():

@@ -22,8 +22,8 @@ from trl_rewards import (
     Unweighted,
     load_combiner,
 )
-from trl_rewards.models import FromHead
-from trl_rewards_ensembles.disagreement import disagreement
+from trl_rewards.maths import std
+from trl_rewards.models import FromHead, Held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from trl_rewards.models import Member, Scorer, SharedBase
 
 logger = logging.getLogger(__name__)
+
+
+def disagreement(members: Tensor) -> Tensor:
+    """Population deviation of each row's members, holes left out: (N, K) -> (N,) float64; NaN where fewer than two
+    score a row."""
+    return std(members, ddof=0).masked_fill((~members.isnan()).sum(dim=1) < 2, float("nan"))
 
 
 class Ensemble(FromHead):
@@ -68,6 +74,10 @@ class Ensemble(FromHead):
 
     def shares_base(self) -> bool:
         return self.base == "policy"
+
+    def held(self) -> list[Held]:
+        paths: list[str | None] = [None] if self.base == "policy" else [*self.members]
+        return [Held(path, self.token_budget) for path in paths]
 
     def setup(self, context: Context) -> None:
         self._context = context
@@ -172,7 +182,7 @@ def _cells(values: Tensor) -> Any:
 
 
 def _combiner(given: str | dict[str, Any]) -> Unweighted:
-    """ValueError unless it is a combiner that takes a row's members alike, whatever the other rows are."""
+    """ValueError unless it is a combiner of members, which looks at a row alone."""
     entry = {"use": given} if isinstance(given, str) else given
     if not isinstance(entry.get("use"), str) or not set(entry) <= {"use", "with"}:
         raise ValueError(f"combine must be a name or {{use: name, with: {{…}}}}, got {given!r}")
@@ -182,10 +192,10 @@ def _combiner(given: str | dict[str, Any]) -> Unweighted:
         raise ValueError(f"combine: {error}") from error
     except RecipeError as error:
         raise ValueError(f"combine: {'; '.join(error.problems)}") from error
-    if not isinstance(combiner, Unweighted):
+    if not (isinstance(combiner, Unweighted) and combiner.one_thing):
         raise ValueError(
-            f"combine: {entry['use']!r} combines the sources of a batch, each with its weight; members are alike: "
-            "take mean, median, min, trimmed, mean_minus_std, uwo, …"
+            f"combine: {entry['use']!r} is for sources that say different things; members say the same: take mean, "
+            "median, min, trimmed, mean_minus_std, uwo, …"
         )
     return combiner
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from trl_rewards import Samples, Scores
+from trl_rewards import Samples, Scores, Unweighted
 from trl_rewards.maths import std
-from trl_rewards_ensembles.disagreement import Disagreeing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +16,12 @@ def mean_minus_std(members: Tensor, coef: float = 1.0, ddof: int = 0) -> Tensor:
     return members.double().nanmean(dim=1) - coef * std(members, ddof)
 
 
-class MeanMinusStd(Disagreeing):
+class MeanMinusStd(Unweighted):
     """Mean of the members less their deviation: what they disagree on is worth less.
 
     https://huggingface.co/papers/2312.09244, which compares it with `mean` and `median`, for five members. The paper
     does not say which deviation. No combiner mends what all members get wrong alike (lists, length). A row with holes
-    has the mean and the deviation of the members that score it; of one member the deviation is 0. Logs the mean
-    population deviation as `mean_minus_std/disagreement`.
+    has the mean and the deviation of the members that score it; of one member the deviation is 0.
     """
 
     coef: float = 1.0
@@ -32,7 +30,6 @@ class MeanMinusStd(Disagreeing):
     """0: population deviation, 1: sample deviation."""
 
     def __post_init__(self):
-        super().__post_init__()
         if not self.coef >= 0:
             raise ValueError(f"coef must be at least 0, got {self.coef}")
 

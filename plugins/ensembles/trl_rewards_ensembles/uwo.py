@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from trl_rewards import Samples, Scores
+from trl_rewards import Samples, Scores, Unweighted
 from trl_rewards.maths import std
-from trl_rewards_ensembles.disagreement import Disagreeing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +16,13 @@ def uwo(members: Tensor, coef: float = 0.5, ddof: int = 0) -> Tensor:
     return members.double().nanmean(dim=1) - coef * std(members, ddof).square()
 
 
-class UWO(Disagreeing):
+class UWO(Unweighted):
     """Mean of the members less `coef` times their variance: what they disagree on is worth less.
 
     https://huggingface.co/papers/2310.02743. The paper's WCO, the worst member, is `combine: {use: min}`. The members
     should be on one scale: reward models trained alike, at best with `center` in `bradley_terry` to pin their offsets.
 
     A row with holes has the mean and the variance of the members that score it; of one member the variance is 0.
-    Logs the mean population deviation as `uwo/disagreement`.
     Deviation from the authors' code (tlc4418/llm_optimization@416b03c): a coefficient of 0 is 0 here, the plain mean,
     where a falsy check there makes 1 of it.
     """
@@ -35,7 +33,6 @@ class UWO(Disagreeing):
     """0: population variance, as in the paper and in the best-of-n code; 1: sample variance, as in the PPO code."""
 
     def __post_init__(self):
-        super().__post_init__()
         if not self.coef >= 0:
             raise ValueError(f"coef must be at least 0, got {self.coef}")
 

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score
-from trl_rewards.models import InProcess, as_text, control_tokens_of, without_control_tokens, without_thinking
+from trl_rewards.models import Held, InProcess, as_text, control_tokens_of, without_control_tokens, without_thinking
 from trl_rewards_judges._language import load_language_model
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class FLR(InProcess):
             self._chosen = chosen(self.utterances or shipped(), self.categories)
         self._context = Context()
         self._reader: Reader | None = None
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         self._context = context
