@@ -527,3 +527,15 @@ def test_new_refuses_a_file_in_the_way(command, write):
     status, _, err = command("new", "idea", "--folder", path)
     assert status == 1
     assert "idea" in err
+
+
+# --- averaging -------------------------------------------------------------------------------------------------------
+
+
+def test_merge_writes_an_average_into_an_empty_folder(command, reward_model_path, tmp_path):
+    words = ("merge", tmp_path / "out", reward_model_path, reward_model_path, "--weight", 1, "--weight", 3)
+    assert command(*words)[:2] == (0, f"average of 2 -> {tmp_path / 'out'}\n")
+    assert [made["weight"] for made in json.loads((tmp_path / "out" / "average.json").read_text())] == [0.25, 0.75]
+    status, _, err = command(*words)
+    assert status == 1
+    assert "exists already; give another folder" in err

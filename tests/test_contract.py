@@ -178,6 +178,7 @@ SLOW = {"accuracy", "model"}
 
 OBJECTIVES = {
     "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
+    "bradley_terry_heads": ({"heads": 3, "center": 0.01}, {}),
     "polar": ({}, {}),
     "themis": (
         {},
@@ -193,6 +194,7 @@ ELSEWHERE = {
     "adversarial",
     "bertscore",
     "clause_similarity",
+    "ensemble",
     "implicit_prm",
     "perceptual",
     "first_error",

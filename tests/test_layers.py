@@ -24,6 +24,7 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "pairs": 1,
     "calibration": 1,
     "probes": 1,
+    "members": 1,
     "workers": 1,
     "toolbox": 2,
     "passages": 1,
@@ -60,6 +61,8 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "reproduce": 6,
     "validate": 6,
     "train": 6,
+    "train_members": 6,
+    "merge": 6,
     "cli": 6,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "numpy")

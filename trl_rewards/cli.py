@@ -507,6 +507,44 @@ def calibrate(
     print(describe(fit(checked, options, file, batch_size), file, checked.base_dir))
 
 
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    members: Annotated[list[str], typer.Argument(help="reward models or LoRA adapters: folders or Hub names")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="a member's, in their order; divided by their sum. Default: all alike")
+    ] = None,
+    pairs: Annotated[str, typer.Option(help="preference pairs, to tell whether the average is as good as they")] = "",
+    split: str = "train",
+    answers: Annotated[tuple[str, str], typer.Option(help="columns of the two answers")] = ("chosen", "rejected"),
+    points: Annotated[int, typer.Option(help="averages between the first member and each other one")] = 3,
+    model: Annotated[str, typer.Option(help="options of `model` that score the pairs: {dtype: float32, …}")] = "{}",
+    batch_size: Annotated[int, typer.Option(help="pairs that are scored at a time")] = 64,
+) -> None:
+    """Write the average of reward models' weights (WARM), LoRA merged first, as safetensors.
+
+    With --pairs: how accurate the members, their average, and averages of two of them are.
+    """
+    from trl_rewards.agree import Recorded
+    from trl_rewards.merge import Check, report
+    from trl_rewards.merge import merge as average
+    from trl_rewards.recipe import word_value
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    options = word_value(model)
+    if not isinstance(options, dict) or points < 0:
+        raise RecipeError(
+            [f"--model: must be a mapping, got {model!r}, and --points at least 0, got {points}"], "trl-rewards merge"
+        )
+    recorded = Recorded(data=pairs, split=split, answers=answers)
+    check = Check(recorded=recorded, options=options, points=points, batch_size=batch_size) if pairs else None
+    found = average(out, members, weight, check)
+    print(f"average of {len(members)} -> {out}")
+    if found:
+        print(report(found))
+
+
 def _overrides(context: typer.Context) -> list[str]:
     """The words that are not options of the command: overrides of the recipe. RecipeError on any that are neither."""
     from trl_rewards.recipe import OWN_KEYS, SOURCE_KEYS_OF_TRL, trl_fields

@@ -522,7 +522,8 @@ def _gathered_tokens(
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:
     """Local files and folders that a source is made of, with their times: edited, they give other scores."""
     code = inspect.unwrap(reward.function) if isinstance(reward, FunctionReward) else type(reward)
-    named = [spec.use.rpartition(":")[0], *(value for value in spec.options.values() if isinstance(value, str))]
+    options = [part for value in spec.options.values() for part in (value if isinstance(value, list) else [value])]
+    named = [spec.use.rpartition(":")[0], *(value for value in options if isinstance(value, str))]
     found = [resolve_path(name.rpartition(":")[0] if ".py:" in name else name, base_dir) for name in named if name]
     with contextlib.suppress(TypeError, OSError):  # a function of no file, such as a built-in one
         found.append(inspect.getfile(code))

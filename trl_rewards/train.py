@@ -44,28 +44,47 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def train(config: str, overrides: Sequence[str] = ()) -> Any:
-    """Train a recipe and return the trainer. Raises RecipeError before any model is loaded if something is wrong.
+    """Train a recipe and return the trainer; of a recipe with `members:`, the folders of the members.
 
-    Raises AlarmStop where an alarm ended the run, after everything is saved; nothing is pushed to the Hub then.
+    Raises RecipeError before any model is loaded if something is wrong, and AlarmStop where an alarm ended the run,
+    after everything is saved; nothing is pushed to the Hub then.
     """
     recipe = Recipe.load(config, overrides)
     os.environ.update({str(name): str(value) for name, value in (recipe.trl.get("env") or {}).items()})
+    if recipe.members:
+        from trl_rewards.train_members import train_members
+
+        return train_members(recipe, recipe.members)
+    trainer = run(recipe)
+    end(trainer)
+    return trainer
+
+
+def run(recipe: Recipe, prepare: Callable[[Any], None] = lambda trainer: None, save: bool = True) -> Any:
+    """Train one model, save it in `output_dir`, and return its trainer, which `prepare` is called with first.
+
+    The process group stays: `end` comes after the last run of a process.
+    """
     training_args = parse_trl(recipe)[1]
     resume = (
         resume_rounds(training_args, recipe.source) if recipe.pairs else resume_point(training_args, recipe.source)
     )
     trainer, training_args = build_trainer(recipe)
+    prepare(trainer)
     if trainer.accelerator.is_main_process:
         recipe.save(training_args.output_dir)
     trainer.accelerator.print(f"signature {recipe.signature}")
     try:
         trainer.train(resume_from_checkpoint=resume)
-        trainer.save_model(training_args.output_dir)
+        if save:
+            trainer.save_model(training_args.output_dir)
     finally:
         if trainer.pipeline is not None:
             trainer.pipeline.close()
     trainer.accelerator.print(
-        f"model  {training_args.output_dir}\nreport {os.path.join(training_args.output_dir, 'report.html')}"
+        *([f"model  {training_args.output_dir}"] if save else []),
+        f"report {os.path.join(training_args.output_dir, 'report.html')}",
+        sep="\n",
     )
     stopped = _stopped(trainer)
     if training_args.push_to_hub and not stopped:
@@ -74,9 +93,7 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
         if recipe.pairs and trainer.accelerator.is_main_process:
             _write_report(training_args.output_dir)  # rounds write theirs before an alarm looks at their last log
         trainer.accelerator.wait_for_everyone()  # the first to exit with a status has its launcher end the others
-    if hasattr(trainer, "end"):  # transformers >= 5.18: ends trackers and the process group
-        trainer.end()
-    if stopped:
+        end(trainer)
         raise AlarmStop(
             f"{stopped}\n"
             f"The run ended there, as its recipe says; its last checkpoint and its model are in "
@@ -85,6 +102,12 @@ def train(config: str, overrides: Sequence[str] = ()) -> Any:
             "is, it counts from 0 again."
         )
     return trainer
+
+
+def end(trainer: Any) -> None:
+    """End trackers and the process group, where the trainer can (transformers >= 5.18)."""
+    if hasattr(trainer, "end"):
+        trainer.end()
 
 
 def quieten_libraries() -> None:

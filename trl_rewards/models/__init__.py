@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_rewards.models.adapters import adapter_parameters, add_adapter, trunk_of, using, with_adapter
     from trl_rewards.models.asking import Asker
+    from trl_rewards.models.averaging import average
     from trl_rewards.models.chat import Reply, Request
     from trl_rewards.models.embedding import Embedder, load_embedder
-    from trl_rewards.models.encoding import completion_start, shown_text
-    from trl_rewards.models.heads import Head, checkpoint_weights, head_parameters, load_next_token
+    from trl_rewards.models.encoding import completion_start, shown_samples, shown_text
+    from trl_rewards.models.heads import ALL_OUTPUTS, Head, checkpoint_weights, head_parameters, load_next_token
     from trl_rewards.models.http import HttpClient, HttpFailure, api_key
     from trl_rewards.models.judge import (
         Ask,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.judge_options import ChatOptions
     from trl_rewards.models.learner import Learner, outcomes_of, parts, source_of
-    from trl_rewards.models.options import Held, InProcess, nested_options
+    from trl_rewards.models.options import FromHead, Held, InProcess, nested_options
     from trl_rewards.models.pretrained import (
         Loading,
         at_work,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     )
     from trl_rewards.models.scorer import Scorer, default_budget, load_scorer, longest_text, padded_rollout
     from trl_rewards.models.served import ServedScorer
-    from trl_rewards.models.shared_base import SharedBase
+    from trl_rewards.models.shared_base import Member, SharedBase
     from trl_rewards.models.untrusted import (
         control_tokens_of,
         fenced,
@@ -63,10 +64,12 @@ if TYPE_CHECKING:
     from trl_rewards.models.web import WebTool
 
 _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
+    "ALL_OUTPUTS": "heads",
     "Ask": "judge",
     "Asker": "asking",
     "ChatOptions": "judge_options",
     "Embedder": "embedding",
+    "FromHead": "options",
     "Head": "heads",
     "HttpClient": "http",
     "Held": "options",
@@ -77,6 +80,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "ListwiseJudge": "judge",
     "Loading": "pretrained",
     "LocalSampler": "sampling",
+    "Member": "shared_base",
     "PairwiseJudge": "judge",
     "Sampled": "sampling",
     "Sampler": "sampling",
@@ -89,6 +93,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "adapter_parameters": "adapters",
     "add_adapter": "adapters",
     "at_work": "pretrained",
+    "average": "averaging",
     "checkpoint_weights": "heads",
     "completion_start": "encoding",
     "control_tokens_of": "untrusted",
@@ -103,6 +108,7 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
     "parts": "learner",
     "placeholders": "untrusted",
     "source_of": "learner",
+    "shown_samples": "encoding",
     "shown_text": "encoding",
     "api_key": "http",
     "VllmSampler": "sampling",
@@ -134,10 +140,12 @@ _LAZY = {  # name -> module; loaded on first use, since torch takes seconds
 }
 
 __all__ = [
+    "ALL_OUTPUTS",
     "Ask",
     "Asker",
     "ChatOptions",
     "Embedder",
+    "FromHead",
     "Head",
     "Held",
     "HttpClient",
@@ -148,6 +156,7 @@ __all__ = [
     "ListwiseJudge",
     "Loading",
     "LocalSampler",
+    "Member",
     "PairwiseJudge",
     "Reply",
     "Request",
@@ -166,6 +175,7 @@ __all__ = [
     "as_number",
     "as_text",
     "at_work",
+    "average",
     "checkpoint_weights",
     "completion_start",
     "control_tokens_of",
@@ -193,6 +203,7 @@ __all__ = [
     "read_winner",
     "sample_candidates",
     "score_in",
+    "shown_samples",
     "shown_text",
     "source_of",
     "stream",

@@ -19,6 +19,8 @@ from trl_rewards.models.pretrained import Loading, at_work, load_pretrained
 HeadKind = Literal["auto", "classifier", "v_head", "yes"]
 YesScore = Literal["logit", "probability"]
 Output = int | str | Mapping[int | str, float]
+ALL_OUTPUTS: Output = {}
+"""For callers that read each output (`Scorer.outputs_of_texts`): none of them is the score."""
 
 HEADS = ("score", "v_head", "classifier")
 """What models call the part that makes a score of hidden states."""
@@ -74,7 +76,10 @@ def load_head(
 
 def _classifier(loading: Loading, config: Any, output: Output | None, fresh: bool) -> Head:
     # A config that says nothing of labels reports two; one with several names them.
-    size = config.num_labels if output is not None or "id2label" in config.to_diff_dict() else 1
+    named = "id2label" in config.to_diff_dict() or output not in (None, ALL_OUTPUTS)
+    size = config.num_labels if named else 1
+    if output == ALL_OUTPUTS and not named:  # two outputs or one: its head says it
+        size = len(checkpoint_weights(loading.path, "score.", loading.revision).get("weight", [0]))
     if loading.adapter and (head := _adapter_head(loading)) is not None:  # it brings a head of its own
         size = len(head)
         config.num_labels = size

@@ -105,3 +105,36 @@ class InProcess(Reward):
             trust_remote_code=self.trust_remote_code,
         )
         return with_base(loading, lambda base: resolve_path(base, context.base_dir))
+
+
+class FromHead(InProcess):
+    """The options of a reward that a model's head gives at the last token of prompt and completion."""
+
+    max_length: int | None = None
+    """Tokens of prompt and completion together. None: what model and tokenizer allow."""
+    truncate: Literal["prompt_head", "prompt_tail", "refuse"] = "prompt_head"
+    """What goes of a longer text: the prompt's beginning, its end, or nothing (the row fails). Where the prompt is not
+    enough the completion's beginning goes: its end holds the answer and the token that the score is read at."""
+    token_budget: int | None = None
+    """Tokens in one forward pass, padding included: what bounds memory. None: 16384, on a CPU 4096. Halved when memory
+    runs out."""
+    prefix_reuse: Literal["auto", "on", "off"] = "auto"
+    """Compute a prefix that rows have in common (the prompt of a group) once. `auto`: where it saves enough and the
+    model can do it; `on`: everywhere, and an error where it cannot."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in (("max_length", self.max_length), ("token_budget", self.token_budget)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def scoring(self, context: Context) -> dict[str, Any]:
+        """What `load_scorer` and `SharedBase.add` are told of these options, and whether to show a bar."""
+        return {
+            "max_length": self.max_length,
+            "truncate": self.truncate,
+            "token_budget": self.token_budget,
+            "prefix_reuse": self.prefix_reuse,
+            # Where somebody runs it (a trainer, the command line) there is a bar already.
+            "progress": context.log_metric is None and context.device is None,
+        }

@@ -89,18 +89,19 @@ class Scorer:
         a text counts as prompt.
         """
         with self._turn:
-            return self._score_texts(texts, add_special_tokens, completion_start)
+            found = self.outputs_of_texts(texts, add_special_tokens, completion_start)
+        scores = iter(self._weighted([outputs for outputs in found if not isinstance(outputs, Failed)]))
+        return [outputs if isinstance(outputs, Failed) else _score(next(scores)) for outputs in found]
 
-    def _score_texts(
-        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None
-    ) -> list[float | Failed]:
-        encoded, too_long = self.encode_texts(texts, add_special_tokens, completion_start)
-        fitting = {row: ids for row, ids in enumerate(encoded) if not isinstance(ids, Failed)}
-        scores: dict[int, float | Failed] = {row: ids for row, ids in enumerate(encoded) if isinstance(ids, Failed)}
-        for row, score in zip(fitting, self.score_ids(list(fitting.values())), strict=True):
-            scores[row] = score if math.isfinite(score) else Failed(f"the model's score is {score}")
-        self.metrics["truncated"] = too_long / max(len(texts), 1)
-        return [scores[row] for row in range(len(texts))]
+    def outputs_of_texts(
+        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
+    ) -> list[list[float] | Failed]:
+        """All K outputs of each text, as `score_texts` does it; those that are no number stay as they are."""
+        with self._turn:
+            encoded, too_long = self.encode_texts(texts, add_special_tokens, completion_start)
+            outputs = iter(self.outputs_of([ids for ids in encoded if not isinstance(ids, Failed)]))
+            self.metrics["truncated"] = too_long / max(len(texts), 1)
+        return [ids if isinstance(ids, Failed) else next(outputs) for ids in encoded]
 
     def encode_texts(
         self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
@@ -121,7 +122,9 @@ class Scorer:
 
     def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
         """One score per row of token ids, in order; each row has at least one token and none is cut."""
-        outputs = self.outputs_of(ids)
+        return self._weighted(self.outputs_of(ids))
+
+    def _weighted(self, outputs: list[list[float]]) -> list[float]:
         return (torch.tensor(outputs) @ torch.tensor(self.weights)).tolist() if outputs else []
 
     def scores_with_gradient(self, ids: list[list[int]]) -> torch.Tensor:
@@ -378,6 +381,10 @@ def load_scorer(
         prefix_reuse=prefix_reuse,
         progress=progress,
     )
+
+
+def _score(value: float) -> float | Failed:
+    return value if math.isfinite(value) else Failed(f"the model's score is {value}")
 
 
 def longest_text(max_length: int | None, config: Any, tokenizer: Any) -> int:
