@@ -19,7 +19,10 @@ def blocks(guide: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", GUIDES[guide], re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(("guide", "text"), [(guide, text) for guide in GUIDES for text in blocks(guide, "yaml")])
+RECIPES = [(guide, text) for guide in GUIDES if guide != "claims.md" for text in blocks(guide, "yaml")]
+
+
+@pytest.mark.parametrize(("guide", "text"), RECIPES)
 def test_a_guides_recipe_is_valid(guide, text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)

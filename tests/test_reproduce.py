@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from pathlib import Path
 
@@ -167,18 +168,31 @@ def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
         load_claim("nobody")
 
 
+def check_recipes(claim):
+    for stage in (*claim.stages.values(), *claim.arms.values()):
+        if stage.recipe:
+            filled = {key: 0 if value == "{seed}" else value for key, value in stage.overrides.items()}
+            Recipe.load(stage.recipe, filled, check_trl=False)
+
+
 def test_bundled_claims_are_whole_and_their_recipes_take_their_overrides():
     assert claims()
     for name in claims():
         claim = load_claim(name)
-        for stage in (*claim.stages.values(), *claim.arms.values()):
-            if stage.recipe:
-                filled = {key: 0 if value == "{seed}" else value for key, value in stage.overrides.items()}
-                Recipe.load(stage.recipe, filled, check_trl=False)
+        check_recipes(claim)
         if claim.full:
             Recipe.load(claim.full, check_trl=False)
         result = kept(name)
         assert result is None or set(result["values"]) == set(claim.arms)
+
+
+def test_the_guides_claim_is_one(tmp_path):
+    guide = (Path(__file__).parents[1] / "docs" / "claims.md").read_text()
+    file = tmp_path / "mine.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[0])
+    claim = load_claim(str(file))
+    assert list(claim.arms) == ["plain", "clipped"]
+    check_recipes(claim)
 
 
 def test_the_command_lists_claims_and_prints_a_table_and_a_verdict(tmp_path):
