@@ -1,0 +1,407 @@
+"""Do ensembles of reward models mitigate over-optimisation? Best of n and GRPO against a known truth.
+
+    python benchmarks/ensembles.py [--seeds 5] [--out runs/ensembles] [--quick]
+
+The truth ("gold") is whether an answer is right. For each seed: pairs of a right and a wrong answer of the bundled
+policy, a quarter of them the wrong way round; five reward models that learn from these pairs, in an order of their own
+each, from one start (the policy with a head that was fitted first); and what is chosen, or trained for, by one of
+them (`single`), their mean, the worst of them (`min`), mean less half the variance (`uwo`), and by the one model that
+their averaged weights make (`warm`). What is done already is in `--out` and not done again.
+
+Writes `benchmarks/ensembles.json` and `benchmarks/ensembles.png`, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import random
+import shutil
+import statistics
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from trl_rewards_ensembles.uwo import uwo
+
+from trl_rewards import Recipe, bundled
+from trl_rewards.models.pretrained import Loading
+from trl_rewards.models.sampling import load_sampler, sample_candidates
+from trl_rewards.offline import score_dataset
+from trl_rewards.pairs import Sampling
+from trl_rewards.report import RunRecorder
+from trl_rewards.train import build_trainer, quieten_libraries
+
+ROOT = Path(__file__).parent.parent
+GOLD = {"use": "exact_match", "with": {"take": "last_word"}}
+METHODS = ("single", "mean", "min", "uwo", "warm")
+
+
+LENGTH = 48  # tokens of an answer at most
+WINDOW = 5  # GRPO steps of which a point of a curve is the mean
+STUDENT = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles, one to four degrees of freedom
+
+
+@dataclass(frozen=True)
+class Study:
+    """How large all is; one setting for all methods."""
+
+    members: int = 5
+    pairs: int = 128
+    noise: float = 0.25
+    """Share of pairs that are the wrong way round."""
+    probe_steps: int = 20
+    """Of the head alone, before all members start from it."""
+    steps: int = 40
+    """Of each reward model, with 16 pairs each: about five epochs."""
+    learning_rate: float = 1e-3
+    train_prompts: int = 1000
+    """Prompts of the training split that pairs are made of, four answers each."""
+    test_prompts: int = 50
+    pool: int = 128
+    """Answers to each held-out prompt, of which the best of n is estimated."""
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    grpo_steps: int = 20
+    grpo_batch: int = 48
+    grpo_learning_rate: float = 6e-4
+
+
+QUICK = Study(2, 16, 0.25, 2, 2, 1e-3, 60, 4, 8, (1, 2, 4), 2, 16, 5e-4)
+
+
+def draw(split: str, prompts: int, n: int, folder: Path) -> list[dict[str, Any]]:
+    """The bundled policy's answers to the first prompts: each different one, how often it came, and whether it is
+    right."""
+    file = folder / f"{split}.json"
+    if not file.exists():
+        data = bundled.load_data()[split]
+        data = data.select(range(min(prompts, len(data))))
+        sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
+        drawn = sample_candidates(
+            sampler,
+            list(data["prompt"]),
+            n,
+            Sampling(max_new_tokens=LENGTH, batch_tokens=16384),
+            work=folder / f"{split}.drawn",
+        )
+        counts = [Counter(sampled.text for sampled in group) for group in drawn]
+        rows = [
+            {"prompt": row["prompt"], "answer": row["answer"], "texts": list(count), "counts": list(count.values())}
+            for row, count in zip(data, counts, strict=True)
+        ]
+        for row, gold in zip(rows, scored(rows, [GOLD], folder / f"{split}.scores"), strict=True):
+            row["gold"] = [scores["exact_match"] for scores in gold]
+        file.write_text(json.dumps(rows))
+    return json.loads(file.read_text())
+
+
+def scored(rows: list[dict[str, Any]], rewards: list[dict[str, Any]], out: Path) -> list[list[dict[str, float]]]:
+    """What each reward says of each of the texts of each row."""
+    from datasets import Dataset
+
+    data = Dataset.from_list([{name: row[name] for name in ("prompt", "answer", "texts")} for row in rows])
+    score_dataset(Recipe.parse({"rewards": rewards}, check_trl=False), data, out, "texts", batch_size=25)
+    found: list[list[dict[str, float]]] = [[] for _ in rows]
+    for line in map(json.loads, out.read_text().splitlines()[1:]):
+        found[line["row"]].append(line["scores"])
+    return found
+
+
+def prefer(rows: list[dict[str, Any]], study: Study, seed: int, folder: Path) -> None:
+    """Write the seed's pairs of a right and a wrong answer to one prompt, some of them turned."""
+    rng = random.Random(f"{seed} pairs")
+    usable = [row for row in rows if 0 < sum(row["gold"]) < len(row["gold"])]
+    lines = []
+    for row in rng.sample(usable, study.pairs):
+        sides = [
+            rng.choice([text for text, gold in zip(row["texts"], row["gold"], strict=True) if gold == wanted])
+            for wanted in (1, 0)
+        ]
+        if rng.random() < study.noise:
+            sides.reverse()
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
+        lines.append(json.dumps({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def fit(model: str, data: Path, out: Path, study: Study, seed: int, head_only: bool = False) -> None:
+    """Train a reward model by recipes/reward/cpu.yaml, or its head alone."""
+    options = {
+        "model_name_or_path": model,
+        "dataset_name": str(data),
+        "output_dir": str(out),
+        "seed": seed,
+        "max_steps": study.probe_steps if head_only else study.steps,
+        "learning_rate": 1e-2 if head_only else study.learning_rate,
+        "per_device_train_batch_size": 16,
+        "eval_strategy": "no",
+        "eval_on_start": False,
+    }
+    recipe = Recipe.load(str(ROOT / "recipes/reward/cpu.yaml"), words(options))
+    trainer, _ = build_trainer(recipe)
+    if head_only:
+        for name, parameter in trainer.model.named_parameters():
+            parameter.requires_grad_(name.startswith("score"))
+    trainer.train()
+    trainer.save_model(str(out))
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    return [
+        word
+        for name, value in options.items()
+        for word in (f"--{name}", json.dumps(value) if not isinstance(value, str) else value)
+    ]
+
+
+def average(folders: list[Path], out: Path) -> None:
+    """WARM: one model with the mean of all parameters."""
+    shutil.copytree(folders[0], out, dirs_exist_ok=True)
+    states = [load_file(folder / "model.safetensors") for folder in folders]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def sources(method: str, folder: Path, study: Study) -> list[dict[str, Any]]:
+    """The entries under `rewards:` of a method."""
+    names = {"single": ["member0"], "warm": ["warm"]}.get(method, [f"member{k}" for k in range(study.members)])
+    return [{"use": "model", "as": name, "with": {"path": str(folder / name), "dtype": "float32"}} for name in names]
+
+
+def optimise(method: str, folder: Path, study: Study, seed: int) -> list[dict[str, float]]:
+    """GRPO from the bundled policy by recipes/reward/cpu-grpo.yaml on a method's reward: at every step the KL to the
+    start in nats per answer, the proxy and the gold reward of its answers, none of whose questions came before."""
+    options = {
+        "rewards": [*sources(method, folder, study), GOLD | {"weight": 0.0}],
+        "combine": {"use": {"single": "mean", "warm": "mean"}.get(method, method)},
+        "output_dir": str(folder / "grpo"),
+        "seed": seed,
+        "max_steps": study.grpo_steps,
+        "per_device_train_batch_size": study.grpo_batch,
+        "max_completion_length": LENGTH,
+        "learning_rate": study.grpo_learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 2,
+        "gradient_checkpointing": False,
+        "beta": 1e-6,  # as good as none: TRL measures the KL where it is not 0
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "eval_on_start": False,
+    }
+    trainer, _ = build_trainer(Recipe.load(str(ROOT / "recipes/reward/cpu-grpo.yaml"), words(options)))
+    trainer.remove_callback(RunRecorder)  # its report takes as long as the training
+    trainer.train()
+    trainer.pipeline.close()
+    return [
+        {
+            "kl": log["kl"] * log["completions/mean_length"],  # TRL's is per token
+            "proxy": log["reward"],
+            "gold": log["rewards/exact_match/mean"],
+        }
+        for log in trainer.state.log_history
+        if "kl" in log
+    ]
+
+
+def best_of(proxy: torch.Tensor, gold: torch.Tensor, n: int) -> tuple[float, float]:
+    """Expected proxy and gold reward of the best by proxy of n out of N answers, mean over prompts; both (P, N).
+
+    Unbiased: the i-th lowest of N is the best of n with probability C(i - 1, n - 1) / C(N, n).
+    https://huggingface.co/papers/2310.02743
+    """
+    size = proxy.shape[1]
+    chance = torch.tensor([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)], dtype=torch.float64)
+    order = proxy.argsort(dim=1)
+    return tuple(float((values.gather(1, order) * chance).sum(dim=1).mean()) for values in (proxy, gold))
+
+
+def combined(method: str, members: torch.Tensor, warm: torch.Tensor) -> torch.Tensor:
+    """A method's reward of each answer, from those of the K members (..., K) and of the averaged model (...)."""
+    if method == "uwo":
+        return uwo(members.flatten(0, -2)).view(warm.shape)
+    return {"mean": members.mean(-1), "min": members.amin(-1), "warm": warm}[method]
+
+
+def expand(rows: list[dict[str, Any]], values: list[list[float]]) -> torch.Tensor:
+    """(P, N): what each different answer has, as often as it came."""
+    return torch.tensor(
+        [
+            [value for value, count in zip(found, row["counts"], strict=True) for _ in range(count)]
+            for row, found in zip(rows, values, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def choose(folder: Path, pool: list[dict[str, Any]], study: Study) -> dict[str, Any]:
+    """Best-of-n curves of a seed. `single` is the mean of what each member does alone.
+
+    Proxies are in their deviations over the pool, from their mean there; `scale` has both, of `single` the first
+    member's.
+    """
+    names = [f"member{k}" for k in range(study.members)]
+    scores = scored(pool, sources("mean", folder, study) + sources("warm", folder, study), folder / "scores.jsonl")
+    each = {name: expand(pool, [[one[name] for one in found] for found in scores]) for name in [*names, "warm"]}
+    gold = expand(pool, [row["gold"] for row in pool])
+    members = torch.stack([each[name] for name in names], dim=-1)
+    curves, accuracies, scale = {}, {}, {}
+    for method in METHODS:
+        proxies = members.unbind(-1) if method == "single" else [combined(method, members, each["warm"])]
+        scale[method] = [float(proxies[0].mean()), float(proxies[0].std())]
+        accuracies[method] = statistics.fmean(accuracy(proxy, gold) for proxy in proxies)
+        curves[method] = []
+        for n in study.best_of:
+            found = [best_of((proxy - proxy.mean()) / proxy.std(), gold, n) for proxy in proxies]
+            point = {"kl": math.log(n) - (n - 1) / n, "proxy": [p for p, _ in found], "gold": [g for _, g in found]}
+            curves[method].append({key: statistics.fmean(v) if key != "kl" else v for key, v in point.items()})
+    disagreement = float((members.std(-1, correction=0) / members.mean(-1).std()).mean())
+    return {"best_of_n": curves, "accuracy": accuracies, "scale": scale, "disagreement": disagreement}
+
+
+def accuracy(proxy: torch.Tensor, gold: torch.Tensor) -> float:
+    """Share of a prompt's pairs of a right and a wrong answer that the proxy has in the right order, ties half;
+    mean over prompts that have such pairs."""
+    shares = []
+    for scores, right in zip(proxy, gold.bool(), strict=True):
+        if right.any() and not right.all():
+            gap = scores[right][:, None] - scores[~right]
+            shares.append(float(((gap > 0).double() + (gap == 0).double() / 2).mean()))
+    return statistics.fmean(shares)
+
+
+def run_seed(seed: int, study: Study, folder: Path, file: Path) -> dict[str, Any]:
+    """All of a seed; what its file holds already is left as it is."""
+    done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seed": seed, "seconds": {}}
+
+    def once(part: str, key: str, make: Any) -> None:
+        if key in done.setdefault(part, {}):
+            return
+        before = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            done[part][key] = make()
+        done["seconds"][f"{part}/{key}"] = round(time.process_time() - before, 1)
+        file.write_text(json.dumps(done))
+        print(f"seed {seed} {part}/{key}: {done['seconds'][f'{part}/{key}']} CPU seconds", flush=True)
+
+    here = folder / f"seed{seed}"
+    (here / "pairs").mkdir(parents=True, exist_ok=True)
+    answers = draw("train", study.train_prompts, 4, folder)
+    pool = draw("test", study.test_prompts, study.pool, folder)
+    once("models", "pairs", lambda: prefer(answers, study, seed, here / "pairs"))
+    once("models", "start", lambda: fit("bundled:tiny", here / "pairs", here / "start", study, seed, head_only=True))
+    for k in range(study.members):
+        once(
+            "models",
+            f"member{k}",
+            lambda k=k: fit(str(here / "start"), here / "pairs", here / f"member{k}", study, 100 * seed + k),
+        )
+    once("models", "warm", lambda: average([here / f"member{k}" for k in range(study.members)], here / "warm"))
+    once("pool", "curves", lambda: choose(here, pool, study))
+    for method in METHODS:
+        once("grpo", method, lambda method=method: optimise(method, here, study, seed))
+    return done
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean over seeds and half of its 95 % interval, by Student's t; no interval of one seed."""
+    if len(values) < 2:
+        return values[0], math.nan
+    return statistics.fmean(values), STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(seeds: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each method: mean over seeds, and half of the 95 % interval, of what the README's table has."""
+    rows = {}
+    for method in METHODS:
+        found: dict[str, list[float]] = {}
+        for seed in seeds:
+            chosen = [point["gold"] for point in seed["pool"]["curves"]["best_of_n"][method]]
+            ends = {name: ending(seed, name) for name in METHODS}
+            values = {
+                "pairs in the right order": seed["pool"]["curves"]["accuracy"][method],
+                "best of n, gold at the largest n": chosen[-1],
+                "best of n, lost since the best n": max(chosen) - chosen[-1],
+                "GRPO, KL at the end": ends[method]["kl"],
+                "GRPO, proxy at the end": ends[method]["proxy"],
+                "GRPO, gold at the end": ends[method]["gold"],
+            }
+            for other in ("single", "mean"):
+                curve = seed["pool"]["curves"]["best_of_n"][other]
+                values[f"best of n, gold at the largest n less that of {other}"] = chosen[-1] - curve[-1]["gold"]
+                values[f"GRPO, gold at the end less that of {other}"] = ends[method]["gold"] - ends[other]["gold"]
+            for name, value in values.items():
+                found.setdefault(name, []).append(value)
+        rows[method] = {name: interval(values) for name, values in found.items()}
+    return rows
+
+
+def smooth(seed: dict[str, Any], method: str) -> list[dict[str, float]]:
+    """A seed's GRPO run in means of five steps, the proxy in its deviations on the pool."""
+    mean, deviation = seed["pool"]["curves"]["scale"][method]
+    steps = [step | {"proxy": (step["proxy"] - mean) / deviation} for step in seed["grpo"][method]]
+    windows = [steps[start : start + WINDOW] for start in range(0, len(steps), WINDOW)]
+    return [{key: statistics.fmean(step[key] for step in window) for key in steps[0]} for window in windows]
+
+
+def ending(seed: dict[str, Any], method: str) -> dict[str, float]:
+    return smooth(seed, method)[-1]
+
+
+def draw_curves(seeds: list[dict[str, Any]], out: Path) -> None:
+    """Proxy and gold over KL, means of the seeds with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), sharex="col")
+    for method in METHODS:
+        by_seed = {
+            "Best of n": [seed["pool"]["curves"]["best_of_n"][method] for seed in seeds],
+            "GRPO": [smooth(seed, method) for seed in seeds],
+        }
+        for column, (title, curves) in enumerate(by_seed.items()):
+            kl = [statistics.fmean(point["kl"] for point in points) for points in zip(*curves, strict=True)]
+            for row, name in enumerate(("proxy", "gold")):
+                found = [interval([point[name] for point in points]) for points in zip(*curves, strict=True)]
+                panel = panels[row][column]
+                panel.errorbar(
+                    kl, [m for m, _ in found], [h for _, h in found], label=method, capsize=2, lw=1.5, marker="."
+                )
+                panel.set_title(title if row == 0 else "")
+                panel.set_ylabel(
+                    {"proxy": "proxy, deviations", "gold": "gold: right answers"}[name] if column == 0 else ""
+                )
+                panel.set_xlabel("KL to the start policy, nats" if row else "")
+    panels[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ensembles")
+    parser.add_argument("--quick", action="store_true", help="see that it runs: too small to mean anything")
+    given = parser.parse_args()
+    quieten_libraries()
+    study = QUICK if given.quick else Study()
+    given.out.mkdir(parents=True, exist_ok=True)
+    seeds = [run_seed(seed, study, given.out, given.out / f"seed{seed}.json") for seed in given.seeds]
+    rows = table(seeds)
+    for name in rows["single"]:
+        print(name, {method: f"{row[name][0]:.3f} ± {row[name][1]:.3f}" for method, row in rows.items()})
+    to = given.out if given.quick else ROOT / "benchmarks"
+    (to / "ensembles.json").write_text(json.dumps({"study": asdict(study), "table": rows, "seeds": seeds}) + "\n")
+    draw_curves(seeds, to / "ensembles.png")
+
+
+if __name__ == "__main__":
+    main()
