@@ -8,7 +8,7 @@ each, from one start (the policy with a head that was fitted first); and what is
 them (`single`), their mean, the worst of them (`min`), mean less half the variance (`uwo`), and by the one model that
 their averaged weights make (`warm`). What is done already is in `--out` and not done again.
 
-Writes `benchmarks/ensembles.json` and `benchmarks/ensembles.png`, and prints a table.
+Writes `benchmarks/ensembles.json` and `docs/ensembles.png`, and prints a table.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -276,8 +277,9 @@ def accuracy(proxy: torch.Tensor, gold: torch.Tensor) -> float:
     return statistics.fmean(shares)
 
 
-def run_seed(seed: int, study: Study, folder: Path, file: Path) -> dict[str, Any]:
-    """All of a seed; what its file holds already is left as it is."""
+def run_seed(seed: int, study: Study, folder: Path, methods: Sequence[str] = ()) -> None:
+    """Reward models and best of n of a seed, and GRPO by these methods; what its file holds is not made again."""
+    file = folder / f"seed{seed}.json"
     done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seed": seed, "seconds": {}}
 
     def once(part: str, key: str, make: Any) -> None:
@@ -304,9 +306,8 @@ def run_seed(seed: int, study: Study, folder: Path, file: Path) -> dict[str, Any
         )
     once("models", "warm", lambda: average([here / f"member{k}" for k in range(study.members)], here / "warm"))
     once("pool", "curves", lambda: choose(here, pool, study))
-    for method in METHODS:
+    for method in methods:
         once("grpo", method, lambda method=method: optimise(method, here, study, seed))
-    return done
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -316,30 +317,41 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def table(seeds: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each method: mean over seeds, and half of the 95 % interval, of what the README's table has."""
-    rows = {}
-    for method in METHODS:
-        found: dict[str, list[float]] = {}
-        for seed in seeds:
-            chosen = [point["gold"] for point in seed["pool"]["curves"]["best_of_n"][method]]
-            ends = {name: ending(seed, name) for name in METHODS}
-            values = {
-                "pairs in the right order": seed["pool"]["curves"]["accuracy"][method],
-                "best of n, gold at the largest n": chosen[-1],
-                "best of n, lost since the best n": max(chosen) - chosen[-1],
-                "GRPO, KL at the end": ends[method]["kl"],
-                "GRPO, proxy at the end": ends[method]["proxy"],
-                "GRPO, gold at the end": ends[method]["gold"],
-            }
-            for other in ("single", "mean"):
-                curve = seed["pool"]["curves"]["best_of_n"][other]
-                values[f"best of n, gold at the largest n less that of {other}"] = chosen[-1] - curve[-1]["gold"]
-                values[f"GRPO, gold at the end less that of {other}"] = ends[method]["gold"] - ends[other]["gold"]
-            for name, value in values.items():
-                found.setdefault(name, []).append(value)
-        rows[method] = {name: interval(values) for name, values in found.items()}
-    return rows
+def chosen(seed: dict[str, Any], method: str) -> dict[str, float]:
+    """What the table has of best of n."""
+    curves = seed["pool"]["curves"]
+    gold = {name: [point["gold"] for point in curve] for name, curve in curves["best_of_n"].items()}
+    return {
+        "pairs in the right order": curves["accuracy"][method],
+        "gold at its best n": max(gold[method]),
+        "gold at the largest n": gold[method][-1],
+        "less that of single": gold[method][-1] - gold["single"][-1],
+        "less that of mean": gold[method][-1] - gold["mean"][-1],
+    }
+
+
+def trained(seed: dict[str, Any], method: str) -> dict[str, float]:
+    """What the table has of GRPO, of whose run the last steps are the end."""
+    curve = smooth(seed, method)
+    ends = {name: smooth(seed, name)[-1]["gold"] for name in METHODS}
+    return {
+        "KL at the end": curve[-1]["kl"],
+        "proxy, first": curve[0]["proxy"],
+        "proxy at the end": curve[-1]["proxy"],
+        "gold, first": curve[0]["gold"],
+        "gold at the end": ends[method],
+        "less that of single": ends[method] - ends["single"],
+        "less that of mean": ends[method] - ends["mean"],
+    }
+
+
+def table(seeds: list[dict[str, Any]], figures: Callable) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each figure and method: mean over seeds, and half of the 95 % interval."""
+    found = {method: [figures(seed, method) for seed in seeds] for method in METHODS}
+    return {
+        name: {method: interval([one[name] for one in found[method]]) for method in METHODS}
+        for name in found["single"][0]
+    }
 
 
 def smooth(seed: dict[str, Any], method: str) -> list[dict[str, float]]:
@@ -350,57 +362,67 @@ def smooth(seed: dict[str, Any], method: str) -> list[dict[str, float]]:
     return [{key: statistics.fmean(step[key] for step in window) for key in steps[0]} for window in windows]
 
 
-def ending(seed: dict[str, Any], method: str) -> dict[str, float]:
-    return smooth(seed, method)[-1]
-
-
-def draw_curves(seeds: list[dict[str, Any]], out: Path) -> None:
-    """Proxy and gold over KL, means of the seeds with 95 % intervals."""
+def draw_curves(curves: dict[str, dict[str, list[list[dict[str, float]]]]], out: Path) -> None:
+    """Proxy and gold over KL, means of the seeds with 95 % intervals; `curves`: title, method, seeds, points."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), sharex="col")
-    for method in METHODS:
-        by_seed = {
-            "Best of n": [seed["pool"]["curves"]["best_of_n"][method] for seed in seeds],
-            "GRPO": [smooth(seed, method) for seed in seeds],
-        }
-        for column, (title, curves) in enumerate(by_seed.items()):
-            kl = [statistics.fmean(point["kl"] for point in points) for points in zip(*curves, strict=True)]
+    figure, panels = pyplot.subplots(2, len(curves), figsize=(9, 6), sharex="col", squeeze=False)
+    for column, (title, by_method) in enumerate(curves.items()):
+        for method, seeds in by_method.items():
+            points = list(zip(*seeds, strict=True))  # each is one of all seeds
+            kl = [statistics.fmean(one["kl"] for one in point) for point in points]
             for row, name in enumerate(("proxy", "gold")):
-                found = [interval([point[name] for point in points]) for points in zip(*curves, strict=True)]
-                panel = panels[row][column]
-                panel.errorbar(
-                    kl, [m for m, _ in found], [h for _, h in found], label=method, capsize=2, lw=1.5, marker="."
-                )
-                panel.set_title(title if row == 0 else "")
-                panel.set_ylabel(
-                    {"proxy": "proxy, deviations", "gold": "gold: right answers"}[name] if column == 0 else ""
-                )
-                panel.set_xlabel("KL to the start policy, nats" if row else "")
+                means, halves = zip(*(interval([one[name] for one in point]) for point in points), strict=True)
+                panels[row][column].errorbar(kl, means, halves, label=method, capsize=2, lw=1.5, marker=".")
+        panels[0][column].set_title(f"{title}, {len(next(iter(by_method.values())))} seeds")
+        panels[1][column].set_xlabel("KL to the start policy, nats")
+    panels[0][0].set_ylabel("proxy, deviations")
+    panels[1][0].set_ylabel("gold: share of right answers")
     panels[0][0].legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=80)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ensembles")
+    parser.add_argument("--report", action="store_true", help="of what is in --out; run nothing")
     parser.add_argument("--quick", action="store_true", help="see that it runs: too small to mean anything")
     given = parser.parse_args()
     quieten_libraries()
     study = QUICK if given.quick else Study()
     given.out.mkdir(parents=True, exist_ok=True)
-    seeds = [run_seed(seed, study, given.out, given.out / f"seed{seed}.json") for seed in given.seeds]
-    rows = table(seeds)
-    for name in rows["single"]:
-        print(name, {method: f"{row[name][0]:.3f} ± {row[name][1]:.3f}" for method, row in rows.items()})
-    to = given.out if given.quick else ROOT / "benchmarks"
-    (to / "ensembles.json").write_text(json.dumps({"study": asdict(study), "table": rows, "seeds": seeds}) + "\n")
-    draw_curves(seeds, to / "ensembles.png")
+    if not given.report:
+        for methods in ((), METHODS):
+            for seed in given.seeds:
+                run_seed(seed, study, given.out, methods)
+    files = [given.out / f"seed{seed}.json" for seed in given.seeds]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    seeds = {
+        "Best of n": [seed for seed in found if "pool" in seed],
+        "GRPO": [seed for seed in found if set(METHODS) <= set(seed.get("grpo", ()))],
+    }
+    tables, curves = {}, {}
+    for title, figures, points in (
+        ("Best of n", chosen, lambda seed, method: seed["pool"]["curves"]["best_of_n"][method]),
+        ("GRPO", trained, smooth),
+    ):
+        if not seeds[title]:
+            continue
+        tables[title] = table(seeds[title], figures)
+        curves[title] = {method: [points(seed, method) for seed in seeds[title]] for method in METHODS}
+        for name, row in tables[title].items():
+            print(f"{title}, {name}:", {method: f"{mean:.3f} ± {half:.3f}" for method, (mean, half) in row.items()})
+    to = given.out if given.quick else ROOT
+    results = {"study": asdict(study), "tables": tables, "seeds": found}
+    (to / "benchmarks").mkdir(exist_ok=True)
+    (to / "docs").mkdir(exist_ok=True)
+    (to / "benchmarks" / "ensembles.json").write_text(json.dumps(results, indent=None) + "\n")
+    draw_curves(curves, to / "docs" / "ensembles.png")
 
 
 if __name__ == "__main__":
