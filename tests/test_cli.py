@@ -51,7 +51,7 @@ def test_plugins_lists_what_is_installed(command):
     assert out.splitlines()[0].split() == ["plugin", "from", "what"]
     (line,) = [line for line in out.splitlines() if line.startswith("defaults")]
     assert "trl-rewards 0.1.0" in line
-    assert "10 rewards, 8 combiners, 5 shapers, 5 advantages, 2 objectives (register_" in line
+    assert "10 rewards, 8 combiners, 6 shapers, 5 advantages, 2 objectives (register_" in line
 
 
 def test_plugins_shows_a_broken_one_and_fails(command, tmp_path, monkeypatch):
@@ -527,3 +527,15 @@ def test_new_refuses_a_file_in_the_way(command, write):
     status, _, err = command("new", "idea", "--folder", path)
     assert status == 1
     assert "idea" in err
+
+
+# --- averaging -------------------------------------------------------------------------------------------------------
+
+
+def test_merge_writes_an_average_into_an_empty_folder(command, reward_model_path, tmp_path):
+    words = ("merge", tmp_path / "out", reward_model_path, reward_model_path, "--weight", 1, "--weight", 3)
+    assert command(*words)[:2] == (0, f"average of 2 -> {tmp_path / 'out'}\n")
+    assert [made["weight"] for made in json.loads((tmp_path / "out" / "average.json").read_text())] == [0.25, 0.75]
+    status, _, err = command(*words)
+    assert status == 1
+    assert "exists already; give another folder" in err

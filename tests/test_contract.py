@@ -16,6 +16,7 @@ from trl_rewards import (
     load_selector,
     load_shaper,
 )
+from trl_rewards.calibration import calibration, write_calibrations
 from trl_rewards.sandbox import open_sandbox
 from trl_rewards.testing import (
     check_advantage,
@@ -51,17 +52,22 @@ REWARDS = {
     "listwise_judge": (SCRIPTED, {}),
     "model": ({}, {}),  # its path is that of a fixture
     "pairwise_judge": (SCRIPTED, {}),
+    "pairwise_rl": (SCRIPTED | {"anchor": "answer"}, {"answer": ANSWERS}),
+    "pairwise_win_rate": (SCRIPTED | {"swaps": True, "tournament": 2}, {}),
     "r1_consistency": (SCRIPTED, {}),
     "r1_format": ({}, {}),
     "ppr": (SCRIPTED, {}),
     "regex_format": ({}, {}),
     "repetition": ({"ngram_size": 1}, {}),
     "rlcr": ({}, {"answer": ANSWERS}),
+    "rm_r1_reward": ({}, {"winner": ["A", "model_b", None, "B", "", "A"]}),
     "rouge_l": ({}, {"references": REFERENCES}),
+    "ruler": (SCRIPTED, {}),
     "think_answer_format": ({}, {}),
 }
 REFERENCED = ({"references": "scores"}, {"scores": [0.0, [1.0, 2.0], [0.5], [None, 1.0], 3.0, 0.25]})
 SHAPERS = {
+    "calibrated": ({}, {}),  # its path is that of a file that the test writes
     "centered": REFERENCED,
     "clip": ({"low": -1.0, "high": 1.0}, {}),
     "fitted_polynomial": REFERENCED,
@@ -86,6 +92,7 @@ COMBINERS = {
     "armorm": {},
     "bleu_rm": {},
     "harmonic": {},
+    "hybrid_router": {"rule": "a", "model": "b"},
     "lagrangian": {"thresholds": {"a": 0.5, "b": 0.25}},
     "log_and": {"of": "margins"},
     "max": {},
@@ -100,6 +107,49 @@ COMBINERS = {
     "r1_reward": {"accuracy": "a"},
     "uncertainty_weight": {},
     "weighted_sum": {},
+}
+UNIT, SIGNED, ANY = (0.0, 1.0), (-1.0, 1.0), None
+RISING_SHAPERS = {  # those that never turn two rewards round, with the range of what they give
+    "centered": ANY,
+    "clip": SIGNED,
+    "fitted_polynomial": UNIT,
+    "linear_length_penalty": ANY,
+    "logsigmoid_centered": (-float("inf"), 0.0),
+    "par": UNIT,
+    "running_clip": ANY,
+    "running_minmax": UNIT,
+    "scale": ANY,
+    "sigmoid": UNIT,
+    "tanh": SIGNED,
+    "tanh_ref": SIGNED,
+    "truncation_penalty": ANY,
+    "whiten": ANY,
+}
+RISING_COMBINERS = {
+    "harmonic": UNIT,
+    "log_and": (-float("inf"), 0.0),
+    "max": UNIT,
+    "mean": UNIT,
+    "median": UNIT,
+    "min": UNIT,
+    "product": UNIT,
+    "trimmed": UNIT,
+    "weighted_sum": ANY,
+}
+RANGES = {  # of rewards
+    "accuracy": UNIT,
+    "bleu_rouge_f1": UNIT,
+    "bleuberi": UNIT,
+    "exact_match": UNIT,
+    "language_consistency": UNIT,
+    "length": (-1.0, 0.0),
+    "pairwise_judge": UNIT,
+    "r1_format": UNIT,
+    "regex_format": UNIT,
+    "repetition": (-1.0, 0.0),
+    "rlcr": SIGNED,
+    "rouge_l": UNIT,
+    "think_answer_format": UNIT,
 }
 ADVANTAGES = {
     "batch_norm": {},
@@ -128,6 +178,7 @@ SLOW = {"accuracy", "model"}
 
 OBJECTIVES = {
     "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
+    "bradley_terry_heads": ({"heads": 3, "center": 0.01}, {}),
     "polar": ({}, {}),
     "themis": (
         {},
@@ -143,20 +194,25 @@ ELSEWHERE = {
     "adversarial",
     "bertscore",
     "clause_similarity",
+    "ensemble",
     "implicit_prm",
     "perceptual",
     "first_error",
+    "flr",
     "cooper",
     "polar",
     "prime",
     "prm",
     "reasonflux_prm",
     "relevance_r3",
+    "reward_fusion",
     "rewardanything",
     "rewardanything_accuracy",
     "rewardanything_format",
+    "rm_r1",
     "themis",
     "themis_served",
+    "yes_token",
 }
 """Rewards whose plugins' own tests check the contract, with models, servers or columns of their own."""
 TOOLS = {"arithmetic", "calculator", "calendar", "code", "translator", "weather", "web_search", "wiki_search"}
@@ -214,15 +270,20 @@ def test_reward_keeps_its_contract(name, request):
     reward = load_reward(name, **options)
     samples = make_samples(chat=True) if name == "function" else None  # TRL's function reads chat completions only
     try:
-        check_reward(reward, samples, **columns)
+        check_reward(reward, samples, RANGES.get(name), **columns)
     finally:
         reward.close()
 
 
 @pytest.mark.parametrize("name", sorted(SHAPERS))
-def test_shaper_keeps_its_contract(name):
+def test_shaper_keeps_its_contract(name, tmp_path):
     options, columns = SHAPERS[name]
-    check_shaper(load_shaper(name, **options), **columns)
+    if name == "calibrated":
+        options = {"path": str(tmp_path / "c.json")}
+        found = calibration(load_reward("repetition"), "platt", [-1.0, 0.0, 1.0] * 4, [0.0, 1.0, 1.0] * 4)
+        write_calibrations(tmp_path / "c.json", {"repetition": found})
+    rises, within = name in RISING_SHAPERS, RISING_SHAPERS.get(name)
+    check_shaper(load_shaper(name, **options), rises=rises, within=within, **columns)
 
 
 @pytest.mark.parametrize("name", sorted(TOKEN_SHAPERS))
@@ -232,7 +293,8 @@ def test_shaper_of_tokens_keeps_its_contract(name):
 
 @pytest.mark.parametrize("name", sorted(COMBINERS))
 def test_combiner_keeps_its_contract(name):
-    check_combiner(load_combiner(name, **COMBINERS[name]))
+    rises, within = name in RISING_COMBINERS, RISING_COMBINERS.get(name)
+    check_combiner(load_combiner(name, **COMBINERS[name]), rises, within)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))

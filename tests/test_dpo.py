@@ -377,6 +377,22 @@ def test_a_recipe_runs_end_to_end_and_its_report_has_the_held_out_reward(make_re
     assert "round-1 is of an earlier run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_an_alarm_ends_the_rounds_and_the_round_goes_on_where_it_was(make_recipe, tmp_path, capsys):
+    from trl_rewards.train import STOPPED, main
+
+    recipe, out = make_recipe(alarms=[{"metric": "loss", "above": -1, "then": "stop"}]), tmp_path / "out"
+    assert main(["--config", recipe]) == STOPPED
+    assert "alarm: loss above -1" in capsys.readouterr().err
+    assert (out / "round-1" / "checkpoint-1").is_dir()
+    assert not (out / "round-1" / "round.json").exists()
+    assert not (out / "round-2").exists()
+    assert (out / "report.html").is_file()
+    assert main(["--config", recipe, "--alarms", "[]", "--resume_from_checkpoint", "true"]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
 def test_a_recipe_s_pairs_are_checked_strictly_and_all_at_once(make_recipe):
     path = make_recipe(
         pairs={"selct": "all", "candidates": "many", "rounds": 1.5}, advantage="bnpo", eval_strategy="steps"

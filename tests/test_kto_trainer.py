@@ -205,7 +205,7 @@ def test_a_recipe_trains_with_an_objective_on_a_4_bit_base(recipe, tmp_path, cap
             "objective: {use: bradley_terry}",
             "objective: 'bradley_terry' learns from preference pairs (chosen, rejected); use trainer: reward",
         ),
-        ("rewards: [{use: length}]", "rewards: trainer 'kto' does not take it (it takes objective)"),
+        ("rewards: [{use: length}]", "rewards: trainer 'kto' does not take it (it takes objective, alarms)"),
         (
             "dataset: {chat: true}",
             "dataset: chat and system_prompt make chat prompts; labelled answers must be chats already",

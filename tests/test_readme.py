@@ -98,11 +98,13 @@ def test_the_scripts_train(block, policy_path, tmp_path, monkeypatch):
 def test_the_commands_work_as_written(tmp_path):
     (block,) = (block for block in blocks("bash") if block.startswith("trl-rewards validate"))
     commands = [line.partition("#")[0].strip() for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 13
     rows = [{"prompt": "What is 2 + 3?", "completion": "5", "answer": "5", "references": ["It is 5."]}] * 3
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pair = {"prompt": "What is 2 + 3?", "chosen": "It is 5.", "rejected": "6", "references": ["It is 5."]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    labelled = [{**rows[0], "completion": str(row % 3 + 4), "label": row % 3 == 1} for row in range(12)]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     scripts = Path(sys.executable).parent
     for command in commands:
         words = shlex.split(command)

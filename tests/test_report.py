@@ -10,10 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from trl_rewards import report
 from trl_rewards.components import RewardBatch, Scores, Status
 from trl_rewards.console import Column, LiveTable, lay_out, source_names, tame_logging
-from trl_rewards.report import RunRecorder, read_lines, read_run, running_mean, sample_pairs, write_report
+from trl_rewards.report import RunRecorder, figures, page, write_report
+from trl_rewards.report.drawing import draw
+from trl_rewards.report.page import sample_pairs
+from trl_rewards.report.run import curve, read_lines, read_run, running_mean
 from trl_rewards.samples import Samples
 
 NAN = float("nan")
@@ -55,13 +57,13 @@ def write(folder, metrics=(), samples=()):
     return folder
 
 
-def page(folder):
+def html(folder):
     return write_report(folder).read_text(encoding="utf-8")
 
 
 def words(folder):
     """The page without its plots, which take a second."""
-    return report._page(read_run(folder), [])
+    return page._page(read_run(folder), [])
 
 
 def batch():
@@ -95,7 +97,7 @@ def trainer_of(last_batch=None, last_advantages=None):
 
 
 def at(step, max_steps=10, main=True):
-    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=main)
+    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=main, log_history=[])
 
 
 def args_for(folder):
@@ -183,7 +185,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_the_end_of_training_writes_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "plots", lambda run: [])
+    monkeypatch.setattr(page, "plots", lambda run: [])
     recorder = RunRecorder(trainer_of(batch()))
     recorder.on_train_begin(args_for(tmp_path), at(0), None)
     recorder.on_log(args_for(tmp_path), at(1), None, logs=logs())
@@ -195,9 +197,9 @@ def test_a_plot_that_breaks_does_not_break_a_finished_run(tmp_path, monkeypatch,
     def broken(*_, **__):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr(report, "draw", broken)
+    monkeypatch.setattr(page, "draw", broken)
     write(tmp_path, [(1, logs())])
-    with caplog.at_level(logging.WARNING, logger="trl_rewards.report"):
+    with caplog.at_level(logging.WARNING, logger="trl_rewards.report.recording"):
         RunRecorder(trainer_of()).on_train_end(args_for(tmp_path), at(1), None)
     assert "no report was written" in caplog.text
 
@@ -206,7 +208,7 @@ def test_the_page_holds_plots_table_signature_recipe_and_completions(tmp_path):
     write(tmp_path, [(1, logs()), (1, evaluation()), (9, logs(9)), (9, evaluation(9))], [row(1), row(9)])
     (tmp_path / "signature.txt").write_text("the signature\n")
     (tmp_path / "recipe.yaml").write_text("rewards: [bleuberi]\n")
-    found = page(tmp_path)
+    found = html(tmp_path)
     for text in ("the signature", "rewards: [bleuberi]", "Total reward", "eval bleuberi", "step 9", "+0.800"):
         assert text in found, text
     names = {file.stem for file in (tmp_path / "plots").glob("*.png")}
@@ -217,7 +219,7 @@ def test_the_page_holds_plots_table_signature_recipe_and_completions(tmp_path):
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(tmp_path):
-    found = page(write(tmp_path, [(1, logs())], [row(completion="http://example.com/a.png")]))
+    found = html(write(tmp_path, [(1, logs())], [row(completion="http://example.com/a.png")]))
     fetched = re.findall(r"""\b(?:src|href|srcset|action)\s*=\s*(.{,23})""", found)
     assert fetched
     assert set(fetched) == {'"data:image/png;base64,'}
@@ -239,12 +241,12 @@ def test_what_a_model_wrote_is_escaped_everywhere(tmp_path):
 
 def test_names_that_matplotlib_would_read_as_markup_are_plain_text(tmp_path):
     write(tmp_path, [(1, logs(sources=("$x_{", "_hidden")))])
-    assert all(report.draw(plot) for plot in report.plots(read_run(tmp_path)) if plot.name in ("sources", "time"))
+    assert all(draw(plot) for plot in figures.plots(read_run(tmp_path)) if plot.name in ("sources", "time"))
 
 
 def test_a_lone_surrogate_in_a_completion_does_not_stop_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "plots", lambda run: [])
-    assert "a?b" in page(write(tmp_path, [(1, logs())], [row(completion="a\ud800b")]))
+    monkeypatch.setattr(page, "plots", lambda run: [])
+    assert "a?b" in html(write(tmp_path, [(1, logs())], [row(completion="a\ud800b")]))
 
 
 def test_missing_files_are_named_on_the_words(tmp_path):
@@ -270,12 +272,12 @@ def test_without_metrics_the_newest_checkpoint_is_read(tmp_path):
 def test_null_and_nan_values_are_left_out(tmp_path):
     lines = [(1, logs(reward=None)), (2, logs(reward=NAN)), (3, logs(reward=0.5)), (4, logs(reward_std=None))]
     write(tmp_path, lines, [row(scores={"bleuberi": None}, total=None, advantage=None)])
-    assert report.curve(read_run(tmp_path), "reward") == ([3, 4], [0.5, 0.1])
+    assert curve(read_run(tmp_path), "reward") == ([3, 4], [0.5, 0.1])
     assert "<td>0.500</td>" in words(tmp_path)
 
 
 def test_a_metric_without_any_value_has_no_plot(tmp_path):
-    page(write(tmp_path, [(1, {"loss": 0.1, "reward": None, "kl": NAN})]))
+    html(write(tmp_path, [(1, {"loss": 0.1, "reward": None, "kl": NAN})]))
     assert [file.name for file in (tmp_path / "plots").iterdir()] == ["optimiser.png"]
 
 
@@ -287,7 +289,7 @@ def test_a_line_that_a_killed_run_left_half_written_is_counted(tmp_path):
 
 
 def test_one_logged_step_is_enough(tmp_path):
-    assert "First and last values" in page(write(tmp_path, [(1, logs())], [row(1)]))
+    assert "First and last values" in html(write(tmp_path, [(1, logs())], [row(1)]))
 
 
 def test_twenty_sources_each_get_a_panel_and_a_row(tmp_path):
@@ -295,16 +297,16 @@ def test_twenty_sources_each_get_a_panel_and_a_row(tmp_path):
     write(tmp_path, [(1, logs(sources=names)), (2, logs(2, sources=names))])
     found = words(tmp_path)
     assert all(f"<th>{name}</th>" in found for name in names)
-    (sources,) = [plot for plot in report.plots(read_run(tmp_path)) if plot.name == "sources"]
+    (sources,) = [plot for plot in figures.plots(read_run(tmp_path)) if plot.name == "sources"]
     assert [panel.title for panel in sources.panels] == names
-    assert report.draw(sources)
+    assert draw(sources)
 
 
 def test_failures_are_said_in_words_and_drawn(tmp_path):
     failing = logs(7, **{"rewards/bleuberi/failed": 0.5, "rewards/bleuberi/missing": 0.75})
     write(tmp_path, [(1, logs()), (7, failing)])
     assert "<b>bleuberi</b> failed on 25.0% of the rows over the run, and on 50.0% at step 7" in words(tmp_path)
-    (holes,) = [plot for plot in report.plots(read_run(tmp_path)) if plot.name == "holes"]
+    (holes,) = [plot for plot in figures.plots(read_run(tmp_path)) if plot.name == "holes"]
     assert {panel.title: panel.lines[0].curve.values for panel in holes.panels} == {
         "abstained": [0.0, 0.25],
         "failed or timed out": [0.0, 0.5],
@@ -313,12 +315,12 @@ def test_failures_are_said_in_words_and_drawn(tmp_path):
 
 def test_a_run_without_holes_has_no_plot_of_them_and_says_so(tmp_path):
     assert "No source failed on any row" in words(write(tmp_path, [(1, logs())]))
-    assert "holes" not in [plot.name for plot in report.plots(read_run(tmp_path))]
+    assert "holes" not in [plot.name for plot in figures.plots(read_run(tmp_path))]
 
 
 def test_a_preference_run_without_rewards_gets_a_page(tmp_path):
     lines = [(step, {"loss": 0.7 / step, "accuracy": 0.5, "margin": 0.1 * step}) for step in (1, 2)]
-    page(write(tmp_path, lines))
+    html(write(tmp_path, lines))
     assert {file.stem for file in (tmp_path / "plots").iterdir()} == {"optimiser", "preferences"}
 
 

@@ -599,7 +599,7 @@ def trainer_base(trainer) -> str:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("rewards: [length]\n", "rewards: trainer 'reward' does not take it (it takes objective)"),
+        ("rewards: [length]\n", "rewards: trainer 'reward' does not take it (it takes objective, members, alarms)"),
         ("combine: mean\n", "combine: trainer 'reward' does not take it"),
         ("objective: no_such\n", "objective.use: unknown objective 'no_such'"),
         (f"objective: {{use: '{__file__}:Weighted', with: {{scal: 1.0}}}}\n", "did you mean 'scale'"),

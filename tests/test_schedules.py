@@ -18,6 +18,7 @@ from trl_rewards.schedules import Schedule
         ({"linear": [1.0, 0.0]}, {0.0: 1.0, 0.25: 0.75, 1.0: 0.0}),
         ({"linear": (0, 2)}, {0.0: 0.0, 0.5: 1.0, 1.0: 2.0}),
         ({"cosine": [1.0, 0.0]}, {0.0: 1.0, 0.25: (1 + math.sqrt(0.5)) / 2, 0.5: 0.5, 1.0: 0.0}),
+        ({"steps": {0: 1.0, 0.5: 0.25, 0.2: 2}}, {0.0: 1.0, 0.19: 1.0, 0.2: 2.0, 0.49: 2.0, 0.5: 0.25, 1.0: 0.25}),
     ],
     ids=str,
 )
@@ -49,6 +50,10 @@ def test_progress_outside_the_run_is_its_nearest_end():
         ({"constant": [1]}, r"constant takes one number, got \[1\]"),
         ({"linear": [1, -0.1]}, "a schedule must not go below 0"),
         ({"cosine": [-1, 1]}, "a schedule must not go below 0"),
+        ({"steps": [1, 0]}, "steps takes a mapping from shares of the run"),
+        ({"steps": {0.5: 1}}, "steps takes a mapping from shares of the run, from 0"),
+        ({"steps": {0: 1, 200: 2}}, "below 1, to the weight from there on"),
+        ({"steps": {0: 1, 0.5: -1}}, "a schedule must not go below 0"),
     ],
     ids=str,
 )
@@ -60,3 +65,9 @@ def test_a_wrong_weight_is_refused(value, complaint):
 def test_a_schedule_reads_as_what_it_is():
     assert str(Schedule.parse(0.5)) == "0.5"
     assert str(Schedule.parse({"linear": [1, 0.1]})) == "linear(1->0.1)"
+    assert str(Schedule.parse({"steps": {0.5: 0.1, 0: 1}})) == "steps(0:1,0.5:0.1)"
+
+
+def test_the_lowest_weight_of_a_schedule_is_what_combiners_are_asked_about():
+    assert Schedule.parse({"steps": {0: 1, 0.25: 0, 0.5: 2}}).lowest == 0.0
+    assert Schedule.parse({"linear": [1, 0.5]}).lowest == 0.5

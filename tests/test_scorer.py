@@ -726,7 +726,7 @@ def test_yes_knows_gemmas_soft_cap_and_refuses_a_scale_that_it_does_not_know(tok
         logits = [gemma(torch.tensor([row])).logits[0, -1] for row in rows]
     wanted = [(row[yes] - row[no]).item() for row in logits]
     assert scorer(str(tmp_path / "gemma"), **words).score_ids(rows) == close(wanted)
-    with pytest.raises(RewardError, match="changes its logits after the output layer in a way that head 'yes'"):
+    with pytest.raises(RewardError, match="changes its logits after the output layer"):
         scorer(str(tmp_path / "granite"), **words)
 
 

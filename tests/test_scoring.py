@@ -79,7 +79,7 @@ def gated(otherwise=None, concurrency=None, **options):
     judge = source(
         Lengths(),
         "judge",
-        only_if=Gate("format", 1.0, otherwise),
+        only_if=Gate("format", 1.0, otherwise=otherwise),
         concurrency=concurrency,
         max_failures=0.5,
         **options,
@@ -120,6 +120,16 @@ def test_rows_that_are_not_asked_about_are_no_holes_to_fail_on_and_no_part_of_th
         pipeline.score(make_samples(["ddd", "a", "a", "a"]), group_size=4)
 
 
+def test_a_source_may_be_asked_about_what_another_has_no_opinion_on():
+    judge = source(Lengths(), "judge", only_if=Gate("rule", missing=True))
+    rule = source(Fixed(scores=[1.0, None, Failed("down"), 0.0]), "rule")
+    pipeline = Pipeline([judge, rule])
+    batch = pipeline.score(make_samples(["a", "bb", "ccc", "dddd"]), group_size=4)
+    assert judge.reward.asked == ["bb"]
+    assert batch.scores.status[:, 0].tolist() == [Status.SKIPPED, Status.OK, Status.SKIPPED, Status.SKIPPED]
+    assert pipeline.metrics["rewards/judge/saved"] == 0.75
+
+
 def test_nobody_is_asked_where_no_row_passes():
     judge = source(Lengths(), "judge", only_if=Gate("format", 1.0))
     batch = Pipeline([source(Fixed(scores=[0.0] * 4), "format"), judge]).score(make_samples(["a"] * 4), 4)
@@ -133,6 +143,8 @@ def test_nobody_is_asked_where_no_row_passes():
         (Gate("fromat", 1.0), "rewards.judge.only_if: no source 'fromat'; there is format, other"),
         (Gate("other", 1.0), "'other' has an only_if of its own"),
         (Gate("judge", 1.0), "'judge' has an only_if of its own"),
+        (Gate("format"), "give one of the two"),
+        (Gate("format", 1.0, missing=True), "give one of the two"),
     ],
 )
 def test_a_gate_that_cannot_be_is_refused(gate, message):

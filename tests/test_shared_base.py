@@ -523,7 +523,10 @@ def test_a_reward_without_path_says_where_it_runs(rewards):
             "share_base: no source runs on the policy's base; give one an adapter",
         ),
         ("share_base: true\nrewards: [{use: model, with: {adapter: rm}}]", "share_base: the base must stay as it is"),
-        ("rewards: [{use: model, with: {adapter: rm}}]", "rewards[0].with: without a path it runs on"),
+        (
+            "rewards: [{use: model, with: {adapter: rm}}]",
+            "rewards[0].with: so it runs on the policy's base",
+        ),
         (
             "share_base: true\nuse_peft: true\nrewards: [{use: model, timeout: 3, with: {adapter: rm}}]",
             "rewards[0].timeout: a source on the policy's base runs in turn with the policy",

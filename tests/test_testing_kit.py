@@ -255,6 +255,11 @@ def test_a_group_reward_that_depends_on_other_groups_is_caught():
 
 class GoodMean(Combiner):
     def __call__(self, scores, samples):
+        return scores.values.masked_fill(scores.weights == 0, float("nan")).nanmean(dim=1)
+
+
+class Listening(Combiner):
+    def __call__(self, scores, samples):
         return scores.values.nanmean(dim=1)
 
 
@@ -302,12 +307,43 @@ def test_a_good_combiner_passes():
         (Columns(), r"got shape \(8, 1\), wanted \(8,\)"),
         (InPlace(), "it changes the scores it was given"),
         (ByPlace(), "totals depend on the order of groups"),
+        (Listening(), "a source of weight 0 changes totals"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Combiner) else "",
 )
 def test_a_broken_combiner_is_caught(combiner, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_combiner(combiner)
+
+
+class WithinGroup(Combiner):
+    def __call__(self, scores, samples):
+        return scores.values.nanmean(dim=1) + torch.arange(len(samples)) % scores.group_size
+
+
+class Drawn(Combiner):
+    def __call__(self, scores, samples):
+        return scores.values.nanmean(dim=1) + torch.rand(len(samples))
+
+
+class Negative(Combiner):
+    def __call__(self, scores, samples):
+        return -scores.values.nanmean(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("combiner", "claims", "complaint"),
+    [
+        (WithinGroup(), {}, "totals depend on the order of rows within a group"),
+        (Drawn(), {}, "combines the same scores differently the second time"),
+        (Negative(), {"rises": True}, "fall while source 0 rises"),
+        (Negative(), {"within": (0.0, 1.0)}, r"is not in \[0, 1\]"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Combiner) else "",
+)
+def test_a_combiner_that_is_not_what_is_claimed_is_caught(combiner, claims, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_combiner(combiner, **claims)
 
 
 def test_a_combiner_that_needs_two_sources_is_caught():
@@ -396,6 +432,45 @@ def test_a_broken_shaper_is_caught(shaper, complaint):
         check_shaper(shaper)
 
 
+class PlacedShaper(Shaper):
+    def __call__(self, rewards, samples):
+        return rewards + torch.arange(len(rewards))
+
+
+class DrawnShaper(Shaper):
+    def __call__(self, rewards, samples):
+        return rewards + torch.rand(len(rewards))
+
+
+class FalselyAffine(Shaper):
+    def affine(self):
+        return True
+
+    def __call__(self, rewards, samples):
+        return rewards.tanh()
+
+
+class Falling(FalselyAffine):
+    def __call__(self, rewards, samples):
+        return -rewards
+
+
+@pytest.mark.parametrize(
+    ("shaper", "claims", "complaint"),
+    [
+        (PlacedShaper(), {}, "rewards are shaped by their place"),
+        (DrawnShaper(), {}, "shapes the same rewards differently the second time"),
+        (FalselyAffine(), {}, "it says that it is affine, and steps of 1 differ"),
+        (Falling(), {}, r"gives \[2.0, 1.0"),
+        (GoodDouble(), {"within": (-1.0, 1.0)}, r"is not in \[-1, 1\]"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Shaper) else "",
+)
+def test_a_shaper_that_is_not_what_is_claimed_is_caught(shaper, claims, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_shaper(shaper, **claims)
+
+
 # --- advantages ------------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +484,40 @@ class GoodTokens(GoodCenter):
 
     def __call__(self, batch):
         return super().__call__(batch)[:, None] * batch.mask
+
+
+class CountsHoleRows(Advantage):
+    """A hole is a reward of 0 to the mean of its group."""
+
+    def __call__(self, batch):
+        filled = batch.rewards.nan_to_num(nan=0.0)
+        return centered(filled, batch.scores.group_size).masked_fill(batch.rewards.isnan(), 0.0)
+
+
+class FalselyUndoing(GoodCenter):
+    def undoes_affine(self):
+        return True
+
+
+class FillsRewards(GoodCenter):
+    def __call__(self, batch):
+        found = super().__call__(batch)
+        batch.rewards.nan_to_num_(nan=0.0)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("advantage", "complaint"),
+    [
+        (CountsHoleRows(), "a row without a reward moves the others"),
+        (FalselyUndoing(), r"it says that it undoes a · r \+ b, and gives others"),
+        (FillsRewards(), "it changes the batch's rewards"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Advantage) else "",
+)
+def test_an_advantage_that_is_not_what_is_claimed_is_caught(advantage, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_advantage(advantage)
 
 
 class Raw(Advantage):

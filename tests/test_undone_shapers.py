@@ -1,4 +1,4 @@
-"""Shapers that only scale and shift, before a z-score within groups: a trainer warns of them."""
+"""What a z-score within groups undoes: shapers that only scale and shift, and properness. A trainer warns of it."""
 
 import logging
 
@@ -46,3 +46,28 @@ def test_other_advantages_of_trls_are_not_z_scores_of_groups(caplog):
     assert warned({"shape": SHAPE}, caplog, scale="batch") == []
     assert warned({"shape": SHAPE}, caplog, RLOOTrainer) == []
     assert warned({"shape": SHAPE, "advantage": {"use": "group_norm"}}, caplog, RLOOTrainer) != []
+
+
+@pytest.mark.parametrize(
+    ("source", "recipe", "warned"),
+    [
+        ({}, {}, True),
+        ({"with": {"measure": "brier"}}, {}, True),
+        ({"with": {"measure": "accuracy"}}, {}, False),
+        ({"weight": 0.0}, {}, False),  # watched
+        ({}, {"advantage": {"use": "center"}}, False),
+        ({}, {"advantage": {"use": "batch_norm"}}, False),  # one scale for all groups
+        ({}, {"advantage": {"use": "group_norm"}}, True),
+        ({}, {"advantage": {"use": "didi"}}, True),
+        ({}, {"advantage": {"use": "pref_grpo"}}, True),
+    ],
+)
+def test_a_proper_scoring_rule_is_warned_of_where_it_is_none(source, recipe, warned, caplog):
+    pipeline = Pipeline.from_recipe(Recipe.parse({"rewards": [{"use": "rlcr", **source}], **recipe}, check_trl=False))
+    for scale in ("group", "none"):
+        caplog.clear()
+        args = GRPOConfig("out", use_cpu=True, bf16=False, report_to="none", scale_rewards=scale)
+        with caplog.at_level(logging.WARNING, logger="trl_rewards.pipeline"):
+            GRPOTrainer._check_arguments(args, pipeline)
+        said = "rewards.rlcr pays best for an honest report" in caplog.text
+        assert said == (warned and (scale == "group" or "advantage" in recipe))

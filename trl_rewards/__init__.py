@@ -19,6 +19,7 @@ from trl_rewards.components import (
     Scores,
     Selector,
     Shaper,
+    Status,
     TokenReward,
     TokenShaper,
     Tool,
@@ -28,6 +29,7 @@ from trl_rewards.components import (
 )
 from trl_rewards.errors import PluginError, RecipeError, RewardError, ToolError
 from trl_rewards.hookspecs import hookimpl
+from trl_rewards.preclip import PreClip
 from trl_rewards.samples import Failed, Samples, Traced
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ __all__ = [
     "PairOptions",
     "Pipeline",
     "PluginError",
+    "PreClip",
     "Preferences",
     "RLOOTrainer",
     "Recipe",
@@ -109,6 +112,7 @@ __all__ = [
     "Scores",
     "Selector",
     "Shaper",
+    "Status",
     "StepReward",
     "TokenReward",
     "TokenShaper",

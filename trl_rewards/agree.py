@@ -124,8 +124,26 @@ def agree(recipe: Recipe, recorded: Recorded, out: Path | None, batch_size: int)
     category. `out` keeps the scores, and an interrupted call goes on from it. RecipeError if columns are not there.
     """
     dataset, labels, left_out = read_pairs(recipe, recorded)
+    scores = pair_scores(recipe, recorded, dataset, out, batch_size)
+    prompts = [json.dumps(prompt, sort_keys=True) for prompt in dataset["prompt"]]
+    categories = [str(value) for value in dataset[recorded.by]] if recorded.by else []
+    results = []
+    for name, found_scores in scores.items():
+        compared = [Compared(*each) for each in zip(prompts, labels, *zip(*found_scores, strict=True), strict=True)]
+        for category in [None, *sorted(set(categories))]:
+            found = [each for row, each in enumerate(compared) if category is None or categories[row] == category]
+            figures = agreement(found, recorded.ties, recorded.seed)._asdict()
+            results.append({"reward": name, "category": category} | figures)
+    return {"recorded": asdict(recorded), "left_out": left_out, "signature": recipe.signature, "results": results}
+
+
+def pair_scores(
+    recipe: Recipe, recorded: Recorded, dataset: Any, out: Path | None, batch_size: int
+) -> dict[str, list[list[float | None]]]:
+    """The two answers' scores of each pair that `read_pairs` found: the total's, and each source's where there are
+    several. `out` as in `agree`."""
     flips = random.Random(recorded.seed)
-    turned = [flips.random() < 0.5 for _ in labels]
+    turned = [flips.random() < 0.5 for _ in range(len(dataset))]
     # A reward that sees both answers may prefer the one in front, which would be the chosen one.
     answers = zip(*([_answer(value) for value in dataset[name]] for name in recorded.answers), strict=True)
     pairs = [[b, a] if turn else [a, b] for (a, b), turn in zip(answers, turned, strict=True)]
@@ -135,23 +153,14 @@ def agree(recipe: Recipe, recorded: Recorded, out: Path | None, batch_size: int)
         score_dataset(recipe, shown, file, PAIR, batch_size)
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
     names = ["total"] if len(recipe.rewards) == 1 else ["total", *(source.name for source in recipe.rewards)]
-    scores: dict[str, list[list[float | None]]] = {name: [[None, None] for _ in labels] for name in names}
+    scores: dict[str, list[list[float | None]]] = {name: [[None, None] for _ in turned] for name in names}
     for line in lines:
         row = line["row"]
         place = 1 - line["completion"] if turned[row] else line["completion"]
         for name, value in ({"total": line["total"]} | line["scores"]).items():
             if name in scores:
                 scores[name][row][place] = value
-    prompts = [json.dumps(prompt, sort_keys=True) for prompt in dataset["prompt"]]
-    categories = [str(value) for value in dataset[recorded.by]] if recorded.by else []
-    results = []
-    for name in names:
-        compared = [Compared(*each) for each in zip(prompts, labels, *zip(*scores[name], strict=True), strict=True)]
-        for category in [None, *sorted(set(categories))]:
-            found = [each for row, each in enumerate(compared) if category is None or categories[row] == category]
-            figures = agreement(found, recorded.ties, recorded.seed)._asdict()
-            results.append({"reward": name, "category": category} | figures)
-    return {"recorded": asdict(recorded), "left_out": left_out, "signature": recipe.signature, "results": results}
+    return scores
 
 
 def _answer(value: Any) -> Any:

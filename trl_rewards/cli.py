@@ -56,6 +56,33 @@ def validate(context: typer.Context, recipe: str) -> None:
     print("\n".join(check(recipe, context.args)))
 
 
+@app.command(context_settings=_OVERRIDES)
+def plan(
+    context: typer.Context,
+    recipe: str,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of the longest prompt, which only the data know")] = 512,
+    card: Annotated[float | None, typer.Option(help="GiB of a GPU: exit status 1 if the recipe does not fit")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, in bytes")] = False,
+) -> None:
+    """What a recipe needs of a GPU's memory, by arithmetic, without loading a model. Overrides follow: --key value."""
+    import json
+
+    from trl_rewards.plan import PHASES
+    from trl_rewards.plan import plan as estimate
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    made = estimate(recipe, context.args, prompt_tokens)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        _table(("GiB", *PHASES), made.rows())
+        print("".join(f"\n{note}" for note in made.notes))
+        print(f"fits a card of {made.card} GiB" if made.card else "fits no usual card")
+    if card is not None and not made.fits(card):
+        raise typer.Exit(1)
+
+
 @app.command()
 def plugins() -> None:
     """What is installed: plugin, version, which hooks; broken ones with the reason."""
@@ -400,6 +427,124 @@ def agree(
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else report(result))
 
 
+@app.command(context_settings=_OVERRIDES)
+def doctor(
+    context: typer.Context,
+    recipe: str,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--no-sample", help="let the policy answer; default: if here and small"),
+    ] = None,
+    completion: Annotated[str, typer.Option(help="column of the data with answers, one or a list, to take")] = "",
+    data: Annotated[str, typer.Option(help="file, folder, bundled: or Hub dataset; default: the recipe's")] = "",
+    split: Annotated[str, typer.Option(help="default: the one that is trained on")] = "",
+    limit: Annotated[int, typer.Option(help="prompts")] = 16,
+    n: Annotated[int | None, typer.Option(help="answers per prompt; default: as in training, at most 8")] = None,
+    seed: int = 0,
+    fail_on: Annotated[str, typer.Option(help="status 1 from which findings on: warning or error")] = "error",
+    as_json: Annotated[Path | None, typer.Option("--json", help="file to write all of it to")] = None,
+) -> None:
+    """Look at a recipe's rewards before training: scores real answers, and some that no reward should like.
+
+    Status 0: nothing grave; 1: findings; 2: the recipe cannot be run.
+    """
+    import json
+
+    from trl_rewards.diagnosis import SEVERITIES
+    from trl_rewards.doctor import Examination, examine, show
+    from trl_rewards.recipe import Recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    try:
+        least = SEVERITIES.index(_one_of("fail-on", fail_on))
+        examination = Examination(
+            data=data, split=split, limit=limit, n=n, completion=completion, sample=sample, seed=seed
+        )
+        found = examine(Recipe.load(recipe, _overrides(context)), examination)
+    except (RecipeError, PluginError, RewardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    show(found)
+    if as_json:
+        as_json.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise typer.Exit(any(SEVERITIES.index(finding.severity) >= least for finding in found.findings))
+
+
+@app.command(context_settings=_OVERRIDES)
+def calibrate(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="whose sources to calibrate")],
+    labelled: Annotated[str, typer.Argument(help="file, folder or Hub dataset: prompt, completion, label in [0, 1]")],
+    method: Annotated[str, typer.Option(help="platt, isotonic or temperature")] = "platt",
+    source: Annotated[list[str] | None, typer.Option(help="a source to calibrate, may be repeated; none: all")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=".json file to write; default: RECIPE.calibration.json beside the recipe")
+    ] = None,
+    split: str = "train",
+    completion: Annotated[str, typer.Option(help="column of the answer, or of a list of answers")] = "completion",
+    label: Annotated[str, typer.Option(help="column of the label, or of a list of labels")] = "label",
+    batch_size: int = 64,
+) -> None:
+    """Fit each source's scores to labelled answers, so that they are probabilities and weights mean the same.
+
+    Writes the curves as JSON and a diagram beside it; `shape: [{use: calibrated, with: {path: …}}]` uses them.
+    """
+    from trl_rewards.calibrate import Labelled, default_file, describe
+    from trl_rewards.calibrate import calibrate as fit
+    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    found: Any = _one_of("method", method)
+    file = out or default_file(recipe)
+    if file.suffix != ".json":
+        raise RecipeError([f"--out: must end in .json, got {file.name!r}"], recipe)
+    checked = scoring_recipe(recipe, (), _overrides(context))
+    options = Labelled(
+        data=labelled, split=split, completion=completion, label=label, method=found, sources=tuple(source or ())
+    )
+    print(describe(fit(checked, options, file, batch_size), file, checked.base_dir))
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    members: Annotated[list[str], typer.Argument(help="reward models or LoRA adapters: folders or Hub names")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="a member's, in their order; divided by their sum. Default: all alike")
+    ] = None,
+    pairs: Annotated[str, typer.Option(help="preference pairs, to tell whether the average is as good as they")] = "",
+    split: str = "train",
+    answers: Annotated[tuple[str, str], typer.Option(help="columns of the two answers")] = ("chosen", "rejected"),
+    points: Annotated[int, typer.Option(help="averages between the first member and each other one")] = 3,
+    model: Annotated[str, typer.Option(help="options of `model` that score the pairs: {dtype: float32, …}")] = "{}",
+    batch_size: Annotated[int, typer.Option(help="pairs that are scored at a time")] = 64,
+) -> None:
+    """Write the average of reward models' weights (WARM), LoRA merged first, as safetensors.
+
+    With --pairs: how accurate the members, their average, and averages of two of them are.
+    """
+    from trl_rewards.agree import Recorded
+    from trl_rewards.merge import Check, report
+    from trl_rewards.merge import merge as average
+    from trl_rewards.recipe import word_value
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
+    options = word_value(model)
+    if not isinstance(options, dict) or points < 0:
+        raise RecipeError(
+            [f"--model: must be a mapping, got {model!r}, and --points at least 0, got {points}"], "trl-rewards merge"
+        )
+    recorded = Recorded(data=pairs, split=split, answers=answers)
+    check = Check(recorded=recorded, options=options, points=points, batch_size=batch_size) if pairs else None
+    found = average(out, members, weight, check)
+    print(f"average of {len(members)} -> {out}")
+    if found:
+        print(report(found))
+
+
 def _overrides(context: typer.Context) -> list[str]:
     """The words that are not options of the command: overrides of the recipe. RecipeError on any that are neither."""
     from trl_rewards.recipe import OWN_KEYS, SOURCE_KEYS_OF_TRL, trl_fields
@@ -423,6 +568,8 @@ _WORDS = {
     "select": ("best_worst", "best_random", "all"),
     "backend": ("transformers", "vllm"),
     "ties": ("half", "strict"),
+    "method": ("platt", "isotonic", "temperature"),
+    "fail-on": ("warning", "error"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -446,6 +593,37 @@ def index(
     from trl_rewards.passages import build_index
 
     print(f"{out}: {build_index(corpora, out, title, text, words)} passages")
+
+
+@app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(help="claims, by bundled name or path")] = None,
+    every: Annotated[bool, typer.Option("--all", help="all bundled claims")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each arm")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; as many as there are cores")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs; what is there is not run again")] = Path(
+        "runs/claims"
+    ),
+    save: Annotated[bool, typer.Option(help="keep the result beside the claim, for the table of claims")] = False,
+) -> None:
+    """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
+    from trl_rewards import reproduce as claims
+
+    known = claims.claims()
+    if not names and not every:
+        loaded = [claims.load_claim(name) for name in known]
+        _table(("claim", "of", "what"), [(each.name, each.paper.rpartition("/")[2], each.claim) for each in loaded])
+        return
+    for claim in [claims.load_claim(name) for name in (known if every else names or ())]:
+        print(f"{claim.name}: {claim.claim}\n{claim.paper}\n{claim.miniature}\n")
+        result = claims.reproduce(claim, out / claim.name, seeds, jobs)
+        titles, rows = claims.table(claim, result)
+        print()
+        _table(titles, rows)
+        print(f"\n{claims.effect(result)}\n{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)")
+        print(f"plot {out / claim.name / claims.PLOT}\n")
+        if save:
+            claims.keep(claim, result)
 
 
 @app.command()

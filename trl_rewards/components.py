@@ -118,6 +118,11 @@ class Reward(Component):
         """Whether it runs on the policy's base model, and adds itself to `context.shared_base` in `setup`."""
         return False
 
+    def proper(self) -> bool:
+        """Whether it pays best for an honest report, as a proper scoring rule does: divided by a deviation that
+        depends on the reports it does not, and a warning says so."""
+        return False
+
     def asks_logps(self) -> tuple[str, ...]:
         """Of "policy" and "reference": whose log-probabilities of a rollout it asks `context.rollout_logps` for."""
         return ()
@@ -278,6 +283,9 @@ class Combiner(Component):
 class Unweighted(Combiner):
     """A combiner that takes its sources as members, all alike: a weight of 0 is watched, any other counts."""
 
+    one_thing: ClassVar[bool] = True
+    """Whether members are to score the same thing on one scale: how far they are apart is then logged."""
+
     def check_weights(self, weights: Sequence[float]) -> None:
         name = self.display_name
         if min(weights) < 0:
@@ -301,6 +309,9 @@ class Shaper(Component):
         """Whether it makes a · r + b of r, with the same a > 0 and b for all rows of a prompt: a group z-score undoes
         that, and a warning says so."""
         return False
+
+    def check_place(self, source: Reward | None, before: Sequence[Shaper], base_dir: str) -> None:
+        """ValueError if it cannot stand behind these shapers of this source, or of the total (None). Called early."""
 
     def __call__(self, rewards: Tensor, samples: Samples) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, rewards, samples)")
@@ -337,6 +348,10 @@ class Advantage(Component):
     def undoes_affine(self) -> bool:
         """Whether a · r + b, with the same a > 0 and b for all rows of a prompt, gives the advantages of r."""
         return False
+
+    def divides_by_group(self) -> bool:
+        """Whether a row's advantage is divided by a deviation of its group, so that groups differ in scale."""
+        return self.undoes_affine()
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, batch)")

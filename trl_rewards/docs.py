@@ -13,6 +13,7 @@ from typing import Any
 from trl_rewards.describe import paper_of, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
+from trl_rewards.reproduce import claims, effect, kept, load_claim
 
 _PLUGINS_HEAD = """# Components
 
@@ -25,6 +26,15 @@ _RECIPES_HEAD = """# Recipes
 
 From an installed wheel, bundled recipes go by name: `accelerate launch -m trl_rewards.train --config NAME`.
 Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`.
+"""
+
+
+_CLAIMS_HEAD = """## Claims
+
+What the papers say, in miniature. A difference is that of two arms, seed by seed, with its 95 % interval (Student's
+t). *Reproduced*: the whole interval is where the claim puts it; *direction only*: its mean is; *not reproduced*:
+neither. A claim with several parts is as good as the worst of them.
+
 """
 
 
@@ -53,7 +63,26 @@ def recipes_page() -> str:
     rows = [
         [f"`{name}`", header(file), results.get(name, "not measured yet")] for name, file in bundled_recipes().items()
     ]
-    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured"], rows)])
+    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured"], rows), claims_table()])
+
+
+def claims_table() -> str:
+    """What papers say, what came out here, and whether that agrees: from the claims and the results beside them."""
+    rows = []
+    for name in claims():
+        claim, result = load_claim(name), kept(name)
+        paper = f"[{claim.paper.rpartition('/')[2]}]({claim.paper})"
+        measured, verdict, minutes = "not run yet", "", ""
+        if result is not None:
+            measured = f"{effect(result)}; {result['seeds']} seeds"
+            verdict, minutes = result["verdict"], f"{result['cpu_minutes'] / 2:.0f}"
+        miniature = f"{claim.miniature} {claim.caveat}".strip()
+        full = f"`{claim.full}`" if claim.full else ""
+        rows.append(
+            [paper, claim.claim, miniature, measured, verdict, minutes, f"`trl-rewards reproduce {name}`", full]
+        )
+    titles = ["paper", "claim", "miniature", "measured", "verdict", "minutes on two cores", "command", "full size"]
+    return _CLAIMS_HEAD + _markdown(titles, rows)
 
 
 def header(file: Path) -> str:

@@ -32,6 +32,10 @@ class RewardError(RuntimeError):
     """A reward that broke its contract, or failed too often, while training or scoring."""
 
 
+class AlarmStop(RuntimeError):
+    """A recipe's alarm ended the run, as it says; what was trained is saved."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

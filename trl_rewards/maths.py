@@ -7,8 +7,9 @@ round-off of a float32 mean over a constant group, divided by its round-off devi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,18 +108,20 @@ def weighted_sum(values: Tensor, weights: Tensor, group_size: int) -> Tensor:
     import torch
 
     there = ~values.isnan()
-    used = weights != 0  # 0 · inf is no number
-    plain = (values.masked_fill(~(there & used), 0.0) * weights).sum(dim=1)
+    used = weights != 0
+    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
+    values = values.masked_fill(~used, 0.0)  # neither a hole nor an infinity of what is watched matters
+    there = ~values.isnan()
+    plain = (values.masked_fill(~there, 0.0) * weights).sum(dim=1)
     if there.all():
-        return plain
+        return plain.masked_fill(~scored, float("nan"))
     size = weights.abs().expand_as(values)
     groups = values.view(-1, group_size, values.shape[1])
     group_there = (~groups.isnan()).any(dim=1).repeat_interleave(group_size, dim=0)  # (N, K)
     means = groups.nanmean(dim=1).repeat_interleave(group_size, dim=0)
-    level = (means.masked_fill(~(group_there & used), 0.0) * weights).sum(dim=1) * _scale(group_there, size)
-    deviations = (values - means).masked_fill(~(there & used), 0.0)
+    level = (means.masked_fill(~group_there, 0.0) * weights).sum(dim=1) * _scale(group_there, size)
+    deviations = (values - means).masked_fill(~there, 0.0)
     total = level + (deviations * weights).sum(dim=1) * _scale(there, size)
-    scored = (there & used).any(dim=1) | (there.any(dim=1) & ~used.any(dim=-1))
     return torch.where(there.all(dim=1), plain, total).masked_fill(~scored, float("nan"))
 
 
@@ -212,6 +215,67 @@ def shared_prefix(ids: Tensor, mask: Tensor) -> Tensor:
     return ((first == second) & there & also).long().cumprod(dim=1).sum(dim=1)
 
 
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1, equal values sharing their mean rank: (n,) -> (n,) float64."""
+    import torch
+
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(dim=0).double()
+    return (last - (counts.double() - 1) / 2)[place]
+
+
+def spearman(one: Tensor, other: Tensor) -> float:
+    """Rank correlation in [-1, 1]; 0 where one of them is constant, or has fewer than two rows."""
+    one, other = ranks(one), ranks(other)
+    one, other = one - one.mean(), other - other.mean()
+    size = (one.square().sum() * other.square().sum()).sqrt()
+    return ((one * other).sum() / size).item() if size > 0 else 0.0
+
+
+def kendall_in_groups(one: Tensor, other: Tensor, group_size: int) -> float | None:
+    """Kendall's τ-b in [-1, 1] over all pairs of rows of the same group: (N,), (N,); holes left out.
+
+    None where one of the two tells no rows of a group apart.
+    """
+    differences = []
+    for values in (one, other):
+        groups = values.double().view(-1, group_size)
+        differences.append((groups[:, :, None] - groups[:, None, :]).sign())
+    # Every pair is there twice, and each row against itself as a 0, which changes nothing in a ratio.
+    both = ~(differences[0] + differences[1]).isnan()
+    first, second = differences[0][both], differences[1][both]
+    size = (first.square().sum() * second.square().sum()).sqrt()
+    return ((first * second).sum() / size).item() if size > 0 else None
+
+
+def explained(one: Tensor, other: Tensor, group_size: int = 1) -> tuple[float, float]:
+    """How `one` goes with `other`, both (N,), among the rows of a group, or of the batch where groups are of one row.
+
+    Pearson's correlation of deviations from group means in [-1, 1], and the share of the first's variance there that
+    the second explains: its square adjusted for chance, so that it is 0 on average where nothing is explained, and may
+    be below. Rows with a hole are left out. NaN where one of them is constant, or where there are fewer than two
+    degrees of freedom: rows less groups.
+    """
+    size = group_size if group_size > 1 else len(one)
+    hole = one.isnan() | other.isnan()
+    first, second = (centered(x.masked_fill(hole, float("nan")), size)[~hole] for x in (one, other))
+    freedom = len(first) - int((~hole).view(-1, size).any(dim=1).sum())
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    if freedom < 2 or scale == 0:
+        return math.nan, math.nan
+    correlation = ((first * second).sum() / scale).item()
+    return correlation, 1 - (1 - correlation**2) * freedom / (freedom - 1)
+
+
+def repeated_share(items: Sequence[Hashable], n: int) -> float:
+    """Share of n-grams that are there already, 1 - distinct / all, in [0, 1); 0 with fewer than n items.
+
+    Of tokens it is seq-rep-n of https://huggingface.co/papers/1908.04319.
+    """
+    ngrams = list(zip(*(items[start:] for start in range(n)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
 class RunningMoments:
     """Count, mean and deviation of all values seen so far, merged batch by batch (Chan et al.); holes left out."""
 
@@ -251,3 +315,64 @@ def column_values(values: Sequence[Any]) -> Any:
     import torch
 
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
+
+
+class Bin(NamedTuple):
+    """The answers whose confidence falls into one bin."""
+
+    count: int
+    confidence: float
+    """Their mean confidence."""
+    right: float
+    """The share of right answers among them."""
+
+
+def reliability(confidences: Sequence[float], right: Sequence[float], bins: int = 10) -> list[Bin]:
+    """Bins of equal width over [0, 1] that hold an answer, in their order: what a reliability diagram shows.
+
+    A bin holds its lower edge, the last one 1 too. `right` is in [0, 1].
+    """
+    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for q, c in zip(confidences, right, strict=True):
+        found[min(int(q * bins), bins - 1)].append((q, c))
+    return [
+        Bin(len(held), sum(q for q, _ in held) / len(held), sum(c for _, c in held) / len(held))
+        for _, held in sorted(found.items())
+    ]
+
+
+def ece(confidences: Sequence[float], right: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error: |mean confidence - share of right answers| over bins of equal width, by their size.
+
+    In [0, 1]; 0 is best.
+    """
+    held = reliability(confidences, right, bins)
+    return sum(each.count * abs(each.confidence - each.right) for each in held) / len(right)
+
+
+def brier(confidences: Sequence[float], right: Sequence[float]) -> float:
+    """Mean of (q - c)², in [0, 1]; 0 is best."""
+    return sum((q - c) ** 2 for q, c in zip(confidences, right, strict=True)) / len(right)
+
+
+def log_loss(confidences: Sequence[float], right: Sequence[float], eps: float = 1e-6) -> float:
+    """Mean of -c log q - (1 - c) log(1 - q), in nats; 0 is best. q is held to [eps, 1 - eps]."""
+    held = [min(max(q, eps), 1 - eps) for q in confidences]
+    return -sum(c * math.log(q) + (1 - c) * math.log(1 - q) for q, c in zip(held, right, strict=True)) / len(right)
+
+
+def auroc(confidences: Sequence[float], right: Sequence[float]) -> float | None:
+    """How often a right answer is more confident than a wrong one, ties half; None where all are right, or wrong."""
+    ranked = sorted(zip(confidences, right, strict=True))
+    wins, start, wrong = 0.0, 0, 0
+    while start < len(ranked):
+        end = start
+        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
+            end += 1
+        hits = sum(1 for _, c in ranked[start:end] if c)
+        misses = end - start - hits
+        wins += hits * (wrong + misses / 2)
+        wrong += misses
+        start = end
+    pairs = wrong * (len(ranked) - wrong)
+    return wins / pairs if pairs else None

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,7 @@ def score_dataset(
         raise RecipeError(problems, recipe.source)
     from rich.progress import track
 
-    from trl_rewards.models.pretrained import default_device
-
-    device = default_device()
-    base = _shared_base(recipe, device) if recipe.share_base else None
-    tokenizer = policy_tokenizer(recipe)
-    pipeline.setup(
-        Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base, tokenizer=tokenizer)
-    )
-    if base is not None:
-        base.load()
+    tokenizer, device = set_up(pipeline, recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if is_group(final) else 0]  # the row and completion that end the file
@@ -121,6 +112,23 @@ def score_dataset(
                 stream.flush()
     finally:
         pipeline.close()
+
+
+def set_up(
+    pipeline: Pipeline, recipe: Recipe, log_metric: Callable[[str, float], None] | None = None
+) -> tuple[Any, Any]:
+    """Load what a recipe's components need to score without training. The policy's tokenizer, or None, and the
+    device."""
+    from trl_rewards.models.pretrained import default_device
+
+    device = default_device()
+    base = _shared_base(recipe, device) if recipe.share_base else None
+    tokenizer = policy_tokenizer(recipe)
+    context = Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base)
+    pipeline.setup(replace(context, tokenizer=tokenizer, log_metric=log_metric))
+    if base is not None:
+        base.load()
+    return tokenizer, device
 
 
 def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
@@ -259,12 +267,18 @@ def summary(out: Path) -> str:
 
 def _shared_base(recipe: Recipe, device: Any) -> Any:
     """The policy's base, loaded as TRL would, for the sources that are adapters on it."""
-    from trl_rewards.models.pretrained import Loading, load_config
     from trl_rewards.models.shared_base import SharedBase
 
-    keys = recipe.trl
-    if not keys.get("model_name_or_path"):
+    if not recipe.trl.get("model_name_or_path"):
         raise RecipeError(["model_name_or_path: share_base needs the policy's base"], recipe.source)
+    return SharedBase(policy_loading(recipe, device))
+
+
+def policy_loading(recipe: Recipe, device: Any) -> Any:
+    """How TRL would load the recipe's policy, which there must be: a `Loading`."""
+    from trl_rewards.models.pretrained import Loading, load_config
+
+    keys = recipe.trl
     loading = Loading(
         path=model_path(keys["model_name_or_path"], recipe.base_dir),
         revision=keys.get("model_revision"),
@@ -276,7 +290,7 @@ def _shared_base(recipe: Recipe, device: Any) -> Any:
     )
     if loading.dtype == "auto":
         loading = replace(loading, dtype=str(load_config(loading).dtype or "float32").removeprefix("torch."))
-    return SharedBase(loading)
+    return loading
 
 
 def policy_tokenizer(recipe: Recipe) -> Any:
@@ -299,4 +313,4 @@ def token_ids(tokenizer: Any, completions: list[Any]) -> list[list[int]]:
     from trl_rewards.samples import completion_text
 
     texts = [completion_text(completion) for completion in completions]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # any length: they are counted

@@ -7,6 +7,7 @@ import copy
 import inspect
 import itertools
 import logging
+import math
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,13 @@ from trl_rewards.components import (
     Status,
     TokenShaper,
     TrainableReward,
+    Unweighted,
     resolve_path,
 )
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import FunctionReward, as_reward, build, load_combiner
-from trl_rewards.maths import staying_groups
+from trl_rewards.maths import explained, repeated_share, staying_groups, std
 from trl_rewards.recipe import DEFAULT_CACHE, Recipe, Spec
 from trl_rewards.samples import Samples
 from trl_rewards.schedules import Schedule
@@ -52,6 +54,9 @@ from trl_rewards.scoring import (
 )
 
 logger = logging.getLogger(__name__)
+
+REPEATED_NGRAM = 4
+"""Tokens of an n-gram whose repetition is measured."""
 
 
 class Pipeline:
@@ -82,7 +87,7 @@ class Pipeline:
             source.reward.__name__ = source.name  # ty: ignore[missing-attribute]
         check_gates(self.sources)
         self.combine = combine or load_combiner("weighted_sum")
-        self.combine.check_weights([min(source.weight.start, source.weight.end) for source in self.sources])
+        self.combine.check_weights([source.weight.lowest for source in self.sources])
         self.shape = list(shape)
         self.advantage = advantage
         for path, component in self.components().items():
@@ -90,6 +95,15 @@ class Pipeline:
                 component.check_sources(names)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+        for path, source, shapers in [
+            *((f"rewards.{source.name}.shape", source.reward, source.shape) for source in self.sources),
+            ("shape", None, self.shape),
+        ]:
+            for index, shaper in enumerate(shapers):
+                try:
+                    shaper.check_place(source, shapers[:index], base_dir)
+                except ValueError as error:
+                    raise ValueError(f"{path}.{index}: {error}") from error
         self.signature = signature
         self.seed = seed
         self.base_dir = base_dir
@@ -100,7 +114,10 @@ class Pipeline:
             raise ValueError(f"filter: no source {filter.source!r}{did_you_mean(filter.source, names)}")
         self.filter = filter
         self.metrics: dict[str, float] = {}
-        """Of the last batch: per source the share of holes and failures, seconds and weight; equal on every rank."""
+        """Of the last batch: per source the share of holes and failures, seconds and weight, and what shows
+        over-optimisation; equal on every rank."""
+        self.reasons: dict[str, list[str]] = {}
+        """Of the last batch: per source what this process's failed rows said, in their order."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe | str, **overrides: Any) -> Pipeline:
@@ -167,6 +184,17 @@ class Pipeline:
                 path,
             )
 
+    def warn_of_lost_properness(self) -> None:
+        """For trainers that divide by the deviation within groups: a proper scoring rule is one no more."""
+        for source in self.sources:
+            if source.reward.proper() and (source.weight.start or source.weight.end):
+                logger.warning(
+                    "rewards.%s pays best for an honest report, but not once it is divided by the deviation within "
+                    "groups, which depends on the reports: lies then pay. Set `advantage: {use: center}`, or "
+                    "`scale_rewards: none` without an advantage",
+                    source.name,
+                )
+
     @property
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
@@ -231,6 +259,7 @@ class Pipeline:
         world = world or World.current()
         local_samples = samples
         local = score_sources(self.sources, samples, group_size, world, device, self.seed)
+        self.reasons = dict(zip(self.names, local.reasons, strict=True))
         values, status = self._gathered(self.sources, local, world)
         global_reads = {column for component in self._global_components() for column in component.reads()}
         samples = samples.only(global_reads)
@@ -255,6 +284,7 @@ class Pipeline:
         if rewards.isinf().any():
             raise RewardError("the total reward is infinite on some rows; add `shape: [{use: clip, with: {…}}]`")
         self.metrics = self._measure(raw, rewards, local.seconds, world, device) | learnt
+        self.metrics |= self._signs(raw._replace(values=shaped), rewards, local_samples, everyone, world, device)
         process = None
         if tokens:
             process = torch.stack([values.nan_to_num(nan=0.0) * weights[k] for k, values in tokens.items()]).sum(dim=0)
@@ -446,6 +476,31 @@ class Pipeline:
             metrics[f"rewards/{name}/seconds"] = slowest[k]
         return metrics
 
+    def _signs(
+        self,
+        scores: Scores,
+        rewards: torch.Tensor,
+        local: Samples,
+        everyone: Samples,
+        world: World,
+        device: Any,
+    ) -> dict[str, float]:
+        """What shows over-optimisation; what this batch says nothing of is left out."""
+        shares = [
+            repeated_share(items, REPEATED_NGRAM) for items in local.completion_ids or map(str.split, local.texts)
+        ]
+        repeated = world.gather(torch.tensor(shares, dtype=torch.float64, device=device)).mean().item()
+        signs = {"completions/repetition": repeated}
+        if everyone.completion_ids:
+            lengths = torch.tensor(everyone.lengths, device=rewards.device).double()
+            correlation, share = explained(rewards, lengths, scores.group_size)
+            signs |= {"rewards/total/length_correlation": correlation, "rewards/total/length_explained": share}
+        if isinstance(self.combine, Unweighted) and self.combine.one_thing:
+            members = self.combine.members(scores)
+            several = (~members.isnan()).sum(dim=1) > 1
+            signs["combine/disagreement"] = std(members[several], ddof=0).mean().item()
+        return {name: value for name, value in signs.items() if not math.isnan(value)}
+
 
 def _gathered_tokens(
     tokens: dict[int, list[list[float]]], samples: Samples, world: World, device: Any
@@ -467,7 +522,8 @@ def _gathered_tokens(
 def _local_files(spec: Spec, reward: Reward, base_dir: str) -> list[tuple[str, float]]:
     """Local files and folders that a source is made of, with their times: edited, they give other scores."""
     code = inspect.unwrap(reward.function) if isinstance(reward, FunctionReward) else type(reward)
-    named = [spec.use.rpartition(":")[0], *(value for value in spec.options.values() if isinstance(value, str))]
+    options = [part for value in spec.options.values() for part in (value if isinstance(value, list) else [value])]
+    named = [spec.use.rpartition(":")[0], *(value for value in options if isinstance(value, str))]
     found = [resolve_path(name.rpartition(":")[0] if ".py:" in name else name, base_dir) for name in named if name]
     with contextlib.suppress(TypeError, OSError):  # a function of no file, such as a built-in one
         found.append(inspect.getfile(code))

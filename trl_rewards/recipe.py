@@ -1,9 +1,9 @@
 """YAML -> Recipe: TRL's flat keys verbatim, ours checked strictly, every problem reported at once.
 
-Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `share_base`, `filter`,
-`dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`, `ScriptArguments` or
-`DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its `reward_funcs` become
-sources.
+Our keys are `trainer`, `rewards`, `combine`, `shape`, `advantage`, `pairs`, `objective`, `members`, `share_base`,
+`filter`, `alarms`, `pre_clip`, `dataset` and `base_dir`; any other is a field of TRL's `<Algo>Config`, `ModelConfig`,
+`ScriptArguments` or `DatasetMixtureConfig` and keeps its name and meaning. A `trl grpo` config is a recipe: its
+`reward_funcs` become sources.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from yaml.constructor import ConstructorError
 
+from trl_rewards.alarms import Alarm, parse_alarms
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
+from trl_rewards.members import MemberOptions
 from trl_rewards.pairs import PairOptions, refused_arguments
 from trl_rewards.plugins import load_plugins
+from trl_rewards.preclip import PreClip
 from trl_rewards.schedules import Schedule
 
+T = TypeVar("T")
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
 OWN_KEYS = (
     "trainer",
@@ -42,8 +46,11 @@ OWN_KEYS = (
     "advantage",
     "pairs",
     "objective",
+    "members",
     "share_base",
     "filter",
+    "alarms",
+    "pre_clip",
     "dataset",
     "base_dir",
 )
@@ -65,10 +72,12 @@ class TrainerKind:
     """The advantage where the recipe names none; None: the trainer's own."""
 
 
-_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base")
+_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base", "alarms")
 _WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
 TRAINERS = {
-    "grpo": TrainerKind("trl:GRPOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence", "token"), _WITH_TOKENS),
+    "grpo": TrainerKind(
+        "trl:GRPOConfig", (*_PIPELINE_KEYS, "filter", "pre_clip"), ("sequence", "token"), _WITH_TOKENS
+    ),
     "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
     "ppo": TrainerKind(
         "trl_rewards.trainers.ppo_config:PPOConfig",
@@ -77,9 +86,9 @@ TRAINERS = {
         _WITH_TOKENS | {"values", "logps", "ref_logps"},
         advantage="gae",
     ),
-    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs")),
-    "reward": TrainerKind("trl:RewardConfig", ("objective",)),
-    "kto": TrainerKind("trl:KTOConfig", ("objective",)),
+    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs", "alarms")),
+    "reward": TrainerKind("trl:RewardConfig", ("objective", "members", "alarms")),
+    "kto": TrainerKind("trl:KTOConfig", ("objective", "alarms")),
 }
 
 
@@ -143,8 +152,12 @@ class Recipe:
     raw: dict[str, Any]
     """The whole recipe, overrides applied: what is saved with a run."""
     share_base: bool = False
-    filter: GroupFilter | None = None
     """Sources with an adapter and no path run on the policy's base in memory."""
+    filter: GroupFilter | None = None
+    alarms: list[Alarm] = field(default_factory=list)
+    pre_clip: PreClip | None = None
+    members: MemberOptions | None = None
+    """None: one reward model is trained."""
 
     @classmethod
     def load(
@@ -210,8 +223,12 @@ class Recipe:
             parts += [f"pairs:{_pairs_text(self.pairs)}" if self.pairs else f"advantage:{self.advantage or 'trl'}"]
             parts += [f"base:{self.base}"] if self.share_base else []
             parts += [f"filter:{_options_text(vars(self.filter))}"] if self.filter else []
+            parts += [f"pre_clip:{_options_text(vars(self.pre_clip))}"] if self.pre_clip else []
         else:
             parts += [f"objective:{self.objective or 'trl'}"]
+            if self.members:
+                said = {name: value for name, value in vars(self.members).items() if value}
+                parts.append(f"members:{_options_text(said)}")
         parts += [f"{name}:{version}" for name, version in self.versions().items()]
         return "  ".join(parts)
 
@@ -263,7 +280,7 @@ def bundled_recipes() -> dict[str, Path]:
         file.relative_to(folder).with_suffix("").as_posix(): file
         for folder in recipe_folders()
         for file in sorted(folder.rglob("*.yaml"))
-        if file.parent.name != "accelerate"  # launch configurations
+        if file.parent.name not in ("accelerate", "claims")  # launch configurations, and what compares recipes
     }
 
 
@@ -469,10 +486,11 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         shape=_parse_shape(raw.get("shape"), "shape", problems),
         advantage=_parse_advantage(raw.get("advantage"), trainer, problems),
         pairs=_parse_pairs(raw.get("pairs"), problems) if trainer == "dpo" else None,
-        filter=_parse_filter(raw["filter"], [parsed.name for parsed in rewards], problems)
-        if raw.get("filter") is not None
-        else None,
+        filter=_parse_filter(raw.get("filter"), [parsed.name for parsed in rewards], problems),
+        alarms=parse_alarms(raw.get("alarms"), [parsed.name for parsed in rewards], problems),
+        pre_clip=_parse_pre_clip(raw.get("pre_clip"), problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
+        members=_parse_options(MemberOptions, "members", raw.get("members"), problems, "{count: 4}"),
         dataset=dataset,
         trl=flat,
         raw=raw,
@@ -534,13 +552,13 @@ _RUNNING: dict[str, tuple[str, Any]] = {  # key -> (what is wanted, test)
     "concurrency": ("a whole number from 1", lambda value: _whole(value) and value >= 1),
     "isolate": ("true or false", lambda value: isinstance(value, bool)),
     "only_if": (
-        "{source: name, at_least: number}, with `otherwise: number` or without",
+        "{source: name, at_least: number} or {source: name, missing: true}, with `otherwise: number` or without",
         lambda value: (
             isinstance(value, dict)
-            and {"source", "at_least"} <= set(value) <= {"source", "at_least", "otherwise"}
+            and set(value) - {"otherwise"} in ({"source", "at_least"}, {"source", "missing"})
             and isinstance(value["source"], str)
-            and all(_real(number) for key, number in value.items() if key != "source" and number is not None)
-            and value["at_least"] is not None
+            and (_real(value["at_least"]) if "at_least" in value else value["missing"] is True)
+            and (value.get("otherwise") is None or _real(value["otherwise"]))
         ),
     ),
     "cache": ("true, false or a path", lambda value: isinstance(value, bool | str)),
@@ -615,36 +633,41 @@ def _parse_shape(entries: Any, path: str, problems: list[str]) -> list[Spec]:
     return [spec for spec in parsed if spec]
 
 
-def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
-    if entry is not None and not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
-        problems.append(f"pairs: must be a mapping of options, got {entry!r}")
-        return PairOptions()
-    options = {name: value for name, value in (entry or {}).items() if value is not None}
-    found = [problem.replace("with", "pairs", 1) for problem in check_options(PairOptions, options)]
+def _parse_options(cls: type[T], key: str, entry: Any, problems: list[str], example: str) -> T | None:
+    """An object of the options under one of our keys; None where there are none, or something is wrong with them."""
+    if entry is None:
+        return None
+    if not (isinstance(entry, dict) and all(isinstance(name, str) for name in entry)):
+        problems.append(f"{key}: must be a mapping of options, such as {example}, got {entry!r}")
+        return None
+    found = [problem.replace("with", key, 1) for problem in check_options(cls, entry)]
     if not found:
         try:
-            return PairOptions(**options)
+            return cls(**entry)
         except ValueError as error:
-            found = [f"pairs: {error}"]
+            found = [f"{key}: {error}"]
     problems += found
-    return PairOptions()
+    return None
+
+
+def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
+    if isinstance(entry, dict):
+        entry = {name: value for name, value in entry.items() if value is not None}
+    return _parse_options(PairOptions, "pairs", entry, problems, "{candidates: 8}") or PairOptions()
 
 
 def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> GroupFilter | None:
-    if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
-        problems.append(f"filter: must be a mapping of options, such as {{source: accuracy}}, got {entry!r}")
-        return None
-    found = [problem.replace("with", "filter", 1) for problem in check_options(GroupFilter, entry)]
-    source = entry.get("source")
+    source = entry.get("source") if isinstance(entry, dict) else None
     if isinstance(source, str) and source not in names:
-        found.append(f"filter.source: no source {source!r}{did_you_mean(source, names)}; there is {', '.join(names)}")
-    if not found:
-        try:
-            return GroupFilter(**entry)
-        except ValueError as error:
-            found = [f"filter: {error}"]
-    problems += found
-    return None
+        problems.append(
+            f"filter.source: no source {source!r}{did_you_mean(source, names)}; there is {', '.join(names)}"
+        )
+    return _parse_options(GroupFilter, "filter", entry, problems, "{source: accuracy}")
+
+
+def _parse_pre_clip(entry: Any, problems: list[str]) -> PreClip | None:
+    entry = {True: {}, False: None}[entry] if isinstance(entry, bool) else entry
+    return _parse_options(PreClip, "pre_clip", entry, problems, "{low: 0.001, high: 1000.0}, or true")
 
 
 def _pairs_text(pairs: PairOptions) -> str:
@@ -729,6 +752,8 @@ def check_components(recipe: Recipe) -> list[str]:
         objective = make("objective", recipe.objective, "objective")
         if objective is not None and recipe.trainer in ("reward", "kto") and objective.trainer != recipe.trainer:
             problems.append(f"objective: {recipe.objective.use!r} {_LEARNS_FROM[objective.trainer]}")
+    if recipe.members:
+        problems += recipe.members.problems(recipe.trl)
     make("combiner", recipe.combine, "combine")
     for step, spec in enumerate(recipe.shape):
         if isinstance(make("shaper", spec, f"shape[{step}]"), TokenShaper):
@@ -754,7 +779,7 @@ def _check_sharing_source(source: SourceSpec, recipe: Recipe) -> list[str]:
     """Problems of a source that runs on the policy's base."""
     path = source.path
     if not recipe.share_base:
-        return [f"{path}.with: without a path it runs on the policy's base: set share_base: true, or give path"]
+        return [f"{path}.with: so it runs on the policy's base: set share_base: true, or give it a base of its own"]
     problems = [
         f"{path}.{key}: a source on the policy's base runs in turn with the policy; leave {key} out, or give it a path"
         for key in ("timeout", "concurrency", "isolate")
@@ -870,6 +895,8 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
             f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
         )
+    if recipe.trl.get("save_strategy") == "best" and any(alarm.then == "stop" for alarm in recipe.alarms):
+        problems.append("save_strategy: best keeps no checkpoint of the step at which an alarm stops; set steps or no")
     if recipe.pairs is not None:
         problems += refused_arguments(recipe.trl)
     if not problems:
@@ -877,9 +904,25 @@ def check_trl_keys(recipe: Recipe) -> list[str]:
             _, training, model, _ = parse_trl(recipe)
             if _needs_critic(recipe):
                 training.check_critic(lora=bool(model.use_peft))
+            if recipe.pre_clip:
+                problems += recipe.pre_clip.problems(training)
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"these arguments are refused: {error}")
+    if recipe.members and not problems:
+        problems += _check_members(recipe, recipe.members)
     return problems
+
+
+def _check_members(recipe: Recipe, members: MemberOptions) -> list[str]:
+    """Problems with TRL's keys in which members, or the training of their head, differ from the recipe."""
+    varied = [{key: values[index] for key, values in members.vary.items()} for index in range(members.size)]
+    found = [
+        f"members.{where}: {problem}"
+        for where, keys in [*(("vary", keys) for keys in varied), ("probe", members.probe)]
+        if keys
+        for problem in check_trl_keys(dataclasses.replace(recipe, members=None, trl=recipe.trl | keys))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _needs_critic(recipe: Recipe) -> bool:

@@ -41,11 +41,13 @@ ON_MISSING: tuple[str, ...] = get_args(OnMissing)
 
 @dataclass(frozen=True)
 class Gate:
-    """`only_if:` a source is asked only about rows that another one scores high enough."""
+    """`only_if:` a source is asked only about rows that another one scores high enough, or has no opinion on."""
 
     source: str
-    at_least: float
+    at_least: float | None = None
     """The other's score, before its `shape:`, that lets a row pass. A hole does not."""
+    missing: bool = False
+    """Rows pass on which the other has no opinion, such as a rule without an answer to check by; failing is none."""
     otherwise: float | None = None
     """The score of rows that do not pass. None: a hole."""
 
@@ -222,8 +224,10 @@ class _Result(NamedTuple):
 
 
 def _passing(gate: Gate, sources: Sequence[Source], scores: list[list[Cell]]) -> list[int]:
-    """The rows that pass a gate; a hole, which is NaN, does not."""
+    """The rows that pass a gate; a score is needed to be at least something, and a hole is NaN."""
     column = scores[[source.name for source in sources].index(gate.source)]
+    if gate.at_least is None:
+        return [row for row, score in enumerate(column) if _status(score) == Status.ABSTAINED]
     return [row for row, score in enumerate(column) if _number(score) >= gate.at_least]
 
 
@@ -299,6 +303,8 @@ def check_gates(sources: Sequence[Source]) -> None:
             raise ValueError(f"{where}: no source {source.only_if.source!r}; there is {there or 'no other'}")
         if gate.only_if is not None:
             raise ValueError(f"{where}: {gate.name!r} has an only_if of its own; name one that scores all rows")
+        if (source.only_if.at_least is None) != source.only_if.missing:
+            raise ValueError(f"{where}: rows pass by at_least, or by missing: true; give one of the two")
         if learns_first(source.reward):
             raise ValueError(f"{where}: {source.name!r} is asked again once it has learned; it cannot have an only_if")
         if source.reward.asks_logps():

@@ -282,7 +282,8 @@ def distribution(pool: Sequence[float], picked: Sequence[float], metric: str, se
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from trl_rewards.report import COLOURS, theme
+    from trl_rewards.report.drawing import theme
+    from trl_rewards.report.figures import COLOURS
 
     edges = [min(pool, default=0.0), max(pool, default=1.0)]
     width = (edges[1] - edges[0]) / 50 or 1.0

@@ -134,10 +134,16 @@ def make_batch(rewards: Sequence[float | None], group_size: int = 2, tokens: int
     )
 
 
-def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequence[Any]) -> None:
+def check_reward(
+    reward: Reward,
+    samples: Samples | None = None,
+    within: tuple[float, float] | None = None,
+    **columns: Sequence[Any],
+) -> None:
     """A reward gives one score per row, in any order and any batch, for plain and chat rows, and survives pickling.
 
-    Give `samples`, or columns for the six rows that `make_samples` makes.
+    Give `samples`, or columns for the six rows that `make_samples` makes. `within`: the range that its scores are in,
+    if it has one.
     """
     group_size = 2 if reward.scope == "group" else None
     made: dict[str, Any] = columns
@@ -151,6 +157,7 @@ def check_reward(reward: Reward, samples: Samples | None = None, **columns: Sequ
         scores = run_reward(reward, rows)
         assert rows == before, "it changes its samples; other components read them too"
         _check_scores(scores, len(rows))
+        _check_range([score for score in scores if isinstance(score, int | float)], within)
         if not reward.deterministic:
             continue
         _same(run_reward(reward, rows), scores, "scores the same rows differently the second time")
@@ -185,6 +192,12 @@ def _check_scores(scores: list[Score], rows: int) -> None:
         )
 
 
+def _check_range(values: Sequence[float], within: tuple[float, float] | None) -> None:
+    low, high = within or (-math.inf, math.inf)
+    outside = [value for value in values if not low - 1e-6 <= value <= high + 1e-6]
+    assert not outside, f"{outside[0]} is not in [{low:g}, {high:g}]"
+
+
 def _is_real(score: Any) -> bool:
     return isinstance(score, int | float) and math.isfinite(score)
 
@@ -198,9 +211,12 @@ def _same(got: list[Score], wanted: list[Score], complaint: str) -> None:
         assert equal, f"it {complaint}: {theirs!r} became {mine!r}"
 
 
-def check_combiner(combiner: Combiner) -> None:
-    """A combiner gives (N,), leaves a row without any score NaN, treats rows alike whatever their place, and restores
-    its state exactly."""
+def check_combiner(combiner: Combiner, rises: bool = False, within: tuple[float, float] | None = None) -> None:
+    """A combiner gives (N,), leaves a row without any score NaN, treats rows alike whatever their place, passes over a
+    source of weight 0, gives the same twice, and restores its state exactly.
+
+    Scores in [0, 1] are used. `rises`: no total falls when one of its scores rises. `within`: the range of totals.
+    """
     import torch
 
     fresh = copy.deepcopy(combiner)
@@ -208,17 +224,37 @@ def check_combiner(combiner: Combiner) -> None:
     values = [[0.2, 0.9], [0.4, 0.1], [0.7, 0.7], [0.0, 0.6], [None, 0.5], [0.3, None], [None, None], [0.8, 0.2]]
     scores = make_scores(values, weights=[1.0, 0.5], group_size=4)
     samples = make_samples(completions=["text"] * len(values), group_size=4)
-    before = scores.values.clone()
+    before = scores._replace(
+        values=scores.values.clone(), status=scores.status.clone(), weights=scores.weights.clone()
+    )
     total = combiner(scores, samples)
     assert total.shape == (len(values),), f"got shape {tuple(total.shape)}, wanted ({len(values)},)"
-    assert torch.equal(scores.values.nan_to_num(-9), before.nan_to_num(-9)), "it changes the scores it was given"
+    for name in ("values", "status", "weights"):
+        mine, theirs = getattr(before, name), getattr(scores, name)
+        assert torch.equal(mine.nan_to_num(-9), theirs.nan_to_num(-9)), f"it changes the scores it was given ({name})"
+    _check_range(total[~total.isnan()].tolist(), within)
+    _close(copy.deepcopy(fresh)(scores, samples), total, "it combines the same scores differently the second time")
     assert total[6].isnan(), "a row without any score must stay NaN"
     assert total[[0, 1, 2, 3, 7]].isfinite().all(), "rows with every score must have a finite total"
-    swapped = [4, 5, 6, 7, 0, 1, 2, 3]
-    again = copy.deepcopy(fresh)(scores._replace(values=scores.values[swapped]), samples)
-    _close(again, total[swapped], "totals depend on the order of groups")
-    alone = make_scores([row[:1] for row in values], group_size=4)
-    assert copy.deepcopy(fresh)(alone, samples).shape == (len(values),), "one source alone must work"
+    for order, of_what in (([4, 5, 6, 7, 0, 1, 2, 3], "groups"), ([2, 0, 3, 1, 7, 5, 4, 6], "rows within a group")):
+        moved = scores._replace(values=scores.values[order], status=scores.status[order])
+        again = copy.deepcopy(fresh)(moved, samples)
+        _close(again, total[order], f"totals depend on the order of {of_what}")
+    for constant in (0.0, 1.0):
+        flat = copy.deepcopy(fresh)(make_scores([[constant] * 2] * len(values), [1.0, 0.5], 4), samples)
+        assert flat.isfinite().all(), f"constant scores of {constant} give {flat.tolist()}"
+    if rises:
+        for column in (0, 1):
+            grid = [[step / 10 if k == column else 0.3 for k in (0, 1)] for step in range(8)]
+            along = copy.deepcopy(fresh)(make_scores(grid, [1.0, 0.5], 4), samples)
+            assert (along.diff() >= -1e-6).all(), f"totals {along.tolist()} fall while source {column} rises"
+    if _takes_one_source(fresh):
+        alone = make_scores([row[:1] for row in values], group_size=4)
+        assert copy.deepcopy(fresh)(alone, samples).shape == (len(values),), "one source alone must work"
+    watching = make_scores([[*row, watched] for row, watched in zip(values, [9, None] * 4, strict=True)], group_size=4)
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    watched = copy.deepcopy(fresh)(watching._replace(weights=weights), samples)
+    _close(watched, total, "a source of weight 0 changes totals")
     resumed = copy.deepcopy(fresh)
     resumed.load_state_dict(copy.deepcopy(combiner.state_dict()))
     for _ in range(2):
@@ -226,8 +262,28 @@ def check_combiner(combiner: Combiner) -> None:
     _check_state(combiner)
 
 
-def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequence[Any]) -> None:
-    """A shaper gives (N,), keeps NaN rows NaN and out of its statistics, and restores its state exactly."""
+def _takes_one_source(combiner: Combiner) -> bool:
+    """Whether its options name no source beside the first."""
+    try:
+        combiner.check_sources(["a"])
+    except ValueError:
+        return False
+    return True
+
+
+def check_shaper(
+    shaper: Shaper,
+    samples: Samples | None = None,
+    rises: bool = False,
+    within: tuple[float, float] | None = None,
+    **columns: Sequence[Any],
+) -> None:
+    """A shaper gives (N,), keeps NaN rows NaN and out of its statistics, treats rows alike whatever their place, gives
+    the same twice, is affine if it says so, and restores its state exactly.
+
+    `rises`: of rows that differ in their reward alone, the higher is not shaped lower. `within`: the range of what it
+    gives.
+    """
     import torch
 
     rewards = torch.tensor([0.5, -1.5, math.nan, 2.0, 0.5, 0.25])
@@ -239,6 +295,17 @@ def check_shaper(shaper: Shaper, samples: Samples | None = None, **columns: Sequ
     assert shaped.shape == rewards.shape, f"got shape {tuple(shaped.shape)}, wanted {tuple(rewards.shape)}"
     assert torch.equal(rewards.nan_to_num(-9), before.nan_to_num(-9)), "it changes the rewards it was given"
     assert torch.equal(shaped.isnan(), rewards.isnan()), "NaN rows must stay NaN, and only they"
+    _check_range(shaped[~shaped.isnan()].tolist(), within)
+    _close(copy.deepcopy(fresh)(rewards, samples), shaped, "it shapes the same rewards differently the second time")
+    backwards = [5, 4, 3, 2, 1, 0]
+    turned = copy.deepcopy(fresh)(rewards[backwards], samples.take(backwards))
+    _close(turned, shaped[backwards], "rewards are shaped by their place")
+    alike, ramp = samples.take([0] * 6), torch.linspace(-2, 3, 6)  # of one prompt and completion
+    along = copy.deepcopy(fresh)(ramp, alike)
+    assert not (rises or shaper.affine()) or (along.diff() >= -1e-6).all(), f"{ramp.tolist()} gives {along.tolist()}"
+    if shaper.affine():
+        _close(along.diff(), along.diff().mean().expand(5), "it says that it is affine, and steps of 1 differ")
+        assert along[-1] > along[0], f"it says that it is affine with a slope above 0, and gives {along.tolist()}"
     there = [0, 1, 3, 4, 5]
     _close(copy.deepcopy(fresh)(rewards[there], samples.take(there)), shaped[there], "a NaN row moves the others")
     for constant in (0.0, 1.0):
@@ -277,8 +344,9 @@ def check_token_shaper(shaper: TokenShaper, scores: Scores | None = None) -> Non
 
 
 def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
-    """An advantage gives (N,) or (N, T): finite, unmoved by the order of groups; 0 for holes, equal groups and G=1,
-    unless it says that it does not compare groups.
+    """An advantage gives (N,) or (N, T): finite, unmoved by the order of groups and by rows without a reward; 0 for
+    these, equal groups and G=1, unless it says that it does not compare groups; the same twice; unmoved by a · r + b
+    if it says so.
 
     Rewards between 0 and `high` are used.
     """
@@ -286,8 +354,13 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
 
     compares_groups = advantage.compares_groups
 
-    def run(rewards: Sequence[float | None], group_size: int) -> Tensor:
-        result = advantage(make_batch([None if r is None else r * high for r in rewards], group_size))
+    def run(rewards: Sequence[float | None], group_size: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        batch = make_batch([None if r is None else (r * scale + shift) * high for r in rewards], group_size)
+        before = copy.deepcopy(batch)
+        result = advantage(batch)
+        for name in ("rewards", "token_rewards", "process_rewards", "values", "mask", "shaped"):
+            mine, theirs = getattr(before, name), getattr(batch, name)
+            assert torch.equal(mine.nan_to_num(-9), theirs.nan_to_num(-9)), f"it changes the batch's {name}"
         wanted = (len(rewards),) if advantage.level == "sequence" else (len(rewards), 3)
         assert tuple(result.shape) == wanted, (
             f"got shape {tuple(result.shape)}, wanted {wanted} ({advantage.level} level)"
@@ -305,6 +378,13 @@ def check_advantage(advantage: Advantage, high: float = 1.0) -> None:
     _close(run([rewards[row] for row in moved], 4), result[moved], "advantages depend on the order of groups")
     inside = [1, 0, 3, 2, 4, 5, 6, 7, 11, 10, 9, 8]
     _close(run([rewards[row] for row in inside], 4), result[inside], "advantages depend on the order within a group")
+    _close(run(rewards, 4), result, "the same rewards have other advantages the second time")
+    if advantage.undoes_affine():
+        moved_alike = run(rewards, 4, scale=0.5, shift=0.25)
+        _close(moved_alike, result, "it says that it undoes a · r + b, and gives others", tolerance=5e-3)
+    holed = run([0.1, 0.9, 0.4, None, 0.8, None, 0.2, 0.5], 4)
+    without = run([0.1, 0.9, 0.4, 0.8, 0.2, 0.5], 3)
+    _close(holed[[0, 1, 2, 4, 6, 7]], without, "a row without a reward moves the others")
     alone = run([0.2, 0.9], 1)
     assert not compares_groups or (alone == 0).all(), "a group of one has nothing to compare with"
     for special in ([None] * 8, [0.0] * 8, [1.0] * 8, [None, None, None, 0.5] * 2):
@@ -473,10 +553,10 @@ def _saved(component: Component) -> bytes:
     return file.getvalue()
 
 
-def _close(got: Tensor, wanted: Tensor, complaint: str) -> None:
+def _close(got: Tensor, wanted: Tensor, complaint: str, tolerance: float = 1e-5) -> None:
     import torch
 
-    assert torch.allclose(got.double(), wanted.double(), atol=1e-5, equal_nan=True), (
+    assert torch.allclose(got.double(), wanted.double(), atol=tolerance, equal_nan=True), (
         f"{complaint}: {wanted.tolist()} became {got.tolist()}"
     )
 

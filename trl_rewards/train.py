@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_rewards.errors import PluginError, RecipeError, RewardError
+from trl_rewards.errors import AlarmStop, PluginError, RecipeError, RewardError
 from trl_rewards.recipe import Recipe, parse_trl
 
 logger = logging.getLogger(__name__)
+
+STOPPED = 3
+"""Exit status of a run that an alarm of its recipe ended."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,35 +37,77 @@ def main(words: Sequence[str] | None = None) -> int:
     except (RecipeError, PluginError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except AlarmStop as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
     return 0
 
 
 def train(config: str, overrides: Sequence[str] = ()) -> Any:
-    """Train a recipe and return the trainer. Raises RecipeError before any model is loaded if something is wrong."""
+    """Train a recipe and return the trainer; of a recipe with `members:`, the folders of the members.
+
+    Raises RecipeError before any model is loaded if something is wrong, and AlarmStop where an alarm ended the run,
+    after everything is saved; nothing is pushed to the Hub then.
+    """
     recipe = Recipe.load(config, overrides)
     os.environ.update({str(name): str(value) for name, value in (recipe.trl.get("env") or {}).items()})
+    if recipe.members:
+        from trl_rewards.train_members import train_members
+
+        return train_members(recipe, recipe.members)
+    trainer = run(recipe)
+    end(trainer)
+    return trainer
+
+
+def run(recipe: Recipe, prepare: Callable[[Any], None] = lambda trainer: None, save: bool = True) -> Any:
+    """Train one model, save it in `output_dir`, and return its trainer, which `prepare` is called with first.
+
+    The process group stays: `end` comes after the last run of a process.
+    """
     training_args = parse_trl(recipe)[1]
     resume = (
         resume_rounds(training_args, recipe.source) if recipe.pairs else resume_point(training_args, recipe.source)
     )
     trainer, training_args = build_trainer(recipe)
+    prepare(trainer)
     if trainer.accelerator.is_main_process:
         recipe.save(training_args.output_dir)
     trainer.accelerator.print(f"signature {recipe.signature}")
     try:
         trainer.train(resume_from_checkpoint=resume)
-        trainer.save_model(training_args.output_dir)
+        if save:
+            trainer.save_model(training_args.output_dir)
     finally:
         if trainer.pipeline is not None:
             trainer.pipeline.close()
     trainer.accelerator.print(
-        f"model  {training_args.output_dir}\nreport {os.path.join(training_args.output_dir, 'report.html')}"
+        *([f"model  {training_args.output_dir}"] if save else []),
+        f"report {os.path.join(training_args.output_dir, 'report.html')}",
+        sep="\n",
     )
-    if training_args.push_to_hub:
+    stopped = _stopped(trainer)
+    if training_args.push_to_hub and not stopped:
         trainer.push_to_hub()
-    if hasattr(trainer, "end"):  # transformers >= 5.18: ends trackers and the process group
-        trainer.end()
+    if stopped:
+        if recipe.pairs and trainer.accelerator.is_main_process:
+            _write_report(training_args.output_dir)  # rounds write theirs before an alarm looks at their last log
+        trainer.accelerator.wait_for_everyone()  # the first to exit with a status has its launcher end the others
+        end(trainer)
+        raise AlarmStop(
+            f"{stopped}\n"
+            f"The run ended there, as its recipe says; its last checkpoint and its model are in "
+            f"{training_args.output_dir}. Look at report.html there, and go back to an earlier checkpoint if it shows "
+            "harm. To go on, change or take out the alarm and add --resume_from_checkpoint true; with the alarm as it "
+            "is, it counts from 0 again."
+        )
     return trainer
+
+
+def end(trainer: Any) -> None:
+    """End trackers and the process group, where the trainer can (transformers >= 5.18)."""
+    if hasattr(trainer, "end"):
+        trainer.end()
 
 
 def quieten_libraries() -> None:
@@ -141,7 +186,7 @@ def build_trainer(recipe: Recipe) -> tuple[Any, Any]:
             train_dataset=train_data,
             eval_dataset=eval_data,
             quantization_config=quantization,
-            peft_config=_peft_config(model_args, recipe),
+            peft_config=peft_config(model_args, recipe),
             **ours,
         )
     except ValueError as error:  # arguments that do not go together, in TRL's words or ours
@@ -173,7 +218,9 @@ def _pipeline(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     from trl_rewards.pipeline import Pipeline
 
     pipeline = Pipeline.from_recipe(recipe)
-    ours = {"pipeline": pipeline} | ({"pairs": recipe.pairs} if recipe.pairs else {})
+    ours: dict[str, Any] = {"pipeline": pipeline}
+    ours |= {"pairs": recipe.pairs} if recipe.pairs else {}
+    ours |= {"pre_clip": recipe.pre_clip} if recipe.pre_clip else {}
     return ours, pipeline.missing_columns
 
 
@@ -185,7 +232,7 @@ def _objective(recipe: Recipe) -> tuple[dict[str, Any], _MissingColumns]:
     return ours, lambda names: missing_columns(objective, names)
 
 
-def _peft_config(model_args: Any, recipe: Recipe) -> Any:
+def peft_config(model_args: Any, recipe: Recipe) -> Any:
     """TRL's LoRA settings; a reward model's must train its score head too, which PEFT does for this task type."""
     from trl import get_peft_config
 
@@ -207,10 +254,27 @@ def _load_data(recipe: Recipe, script: Any, mixture: Any) -> Any:
 
 def _add_callbacks(trainer: Any, recipe: Recipe) -> None:
     from trl_rewards.console import tame_logging
-    from trl_rewards.report import RoundRecorder, RunRecorder
+    from trl_rewards.report import AlarmWatch, RoundRecorder, RunRecorder
 
     tame_logging(trainer)
-    trainer.add_callback(RoundRecorder(trainer) if recipe.pairs else RunRecorder(trainer))
+    recorder = RoundRecorder(trainer) if recipe.pairs else RunRecorder(trainer)
+    trainer.add_callback(recorder)
+    if recipe.alarms:
+        trainer.add_callback(AlarmWatch(recipe.alarms, recorder))
+
+
+def _write_report(folder: str) -> None:
+    from trl_rewards.report import write_report
+
+    write_report(folder)
+
+
+def _stopped(trainer: Any) -> str | None:
+    """What an alarm said when it ended the run; None where none did."""
+    from trl_rewards.report import AlarmWatch
+
+    watches = [found for found in trainer.callback_handler.callbacks if isinstance(found, AlarmWatch)]
+    return watches[0].stopped if watches else None
 
 
 def resume_point(training_args: Any, source: str) -> str | None:

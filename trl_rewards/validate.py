@@ -28,6 +28,7 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
 
         objective = objectives.objective_of(recipe)
         what = f"objective {recipe.objective or 'of TRL'}"
+        what += f", {recipe.members.size} members" if recipe.members else ""
         missing_columns = functools.partial(objectives.missing_columns, objective)
     lines = [f"{config}: trainer {recipe.trainer}, {what}"]
     needed = "policy" if recipe.trains_policy else "model"

@@ -36,6 +36,7 @@ def register_combiners():
 @hookimpl
 def register_shapers():
     return {
+        "calibrated": "trl_rewards.defaults.calibrated:Calibrated",
         "clip": "trl_rewards.defaults.shapers:Clip",
         "scale": "trl_rewards.defaults.shapers:Scale",
         "sigmoid": "trl_rewards.defaults.shapers:Sigmoid",

@@ -6,7 +6,7 @@ recipe, schedules applied. Sources of weight 0 are watched, not combined.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from trl_rewards.components import Combiner, Scores, Unweighted
 from trl_rewards.maths import std, weighted_sum, zscore
@@ -77,6 +77,8 @@ class Min(Unweighted):
 
 class Product(Unweighted):
     """Product of the sources, ignoring holes: for scores in [0, 1], a soft AND. Weights say which sources count."""
+
+    one_thing: ClassVar[bool] = False
 
     def __call__(self, scores: Scores, samples: Samples) -> Tensor:
         values = self.members(scores)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trl_rewards.components import Context, Score, resolve_path
 from trl_rewards.errors import RewardError
-from trl_rewards.models.options import InProcess
+from trl_rewards.models.options import FromHead, Held
 from trl_rewards.samples import Samples
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trl_rewards.models.shared_base import Member
 
 
-class Model(InProcess):
+class Model(FromHead):
     """The scalar score of a reward model for prompt and completion. Unbounded.
 
     Chat prompts go through the reward model's own chat template, plain ones are joined to the completion. What rows
@@ -24,17 +24,6 @@ class Model(InProcess):
     path: str | None = None
     """Folder or Hub name: a sequence classifier, a model with a value head, or (`head: yes`) a causal LM. Left out:
     `adapter`, trained on the policy's own base, runs on that base in memory (`share_base: true`)."""
-    max_length: int | None = None
-    """Tokens of prompt and completion together. None: what model and tokenizer allow."""
-    truncate: Literal["prompt_head", "prompt_tail", "refuse"] = "prompt_head"
-    """What goes of a longer text: the prompt's beginning, its end, or nothing (the row fails). Where the prompt is not
-    enough the completion's beginning goes: its end holds the answer and the token that the score is read at."""
-    token_budget: int | None = None
-    """Tokens in one forward pass, padding included: what bounds memory. None: 16384, on a CPU 4096. Halved when memory
-    runs out."""
-    prefix_reuse: Literal["auto", "on", "off"] = "auto"
-    """Compute a prefix that rows have in common (the prompt of a group) once. `auto`: where it saves enough and the
-    model can do it; `on`: everywhere, and an error where it cannot."""
     head: Literal["auto", "classifier", "v_head", "yes"] = "auto"
     """`yes`: a causal LM is asked `question` after the completion, and its answer is the score.
     https://huggingface.co/papers/2408.15240"""
@@ -49,15 +38,14 @@ class Model(InProcess):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, value in (("max_length", self.max_length), ("token_budget", self.token_budget)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.path is None and self.adapter is None:
             raise ValueError("path is required (folder or Hub name); or an adapter, on the policy's base")
         if self.path is None and self.head != "auto":
             raise ValueError(f"head: an adapter on the policy's base brings its head; {self.head!r} needs a path")
         if self.head == "yes" and self.output is not None:
             raise ValueError("output chooses among a classifier's outputs; head 'yes' has one")
+        if self.output == {}:
+            raise ValueError("output must name an output, or outputs with their weights, got {}")
         self._context = Context()
         self._scorer: Scorer | None = None
         self._member: Member | None = None
@@ -65,12 +53,13 @@ class Model(InProcess):
     def shares_base(self) -> bool:
         return self.path is None
 
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
+
     def setup(self, context: Context) -> None:
         from trl_rewards.models.scorer import load_scorer
 
         self._context = context
-        # Where somebody runs it (a trainer, the command line) there is a bar already.
-        progress = context.log_metric is None and context.device is None
         if self.path is None:
             if context.shared_base is not None:
                 assert self.adapter is not None
@@ -78,11 +67,7 @@ class Model(InProcess):
                     resolve_path(self.adapter, context.base_dir),
                     revision=self.revision,
                     output=self.output,
-                    max_length=self.max_length,
-                    truncate=self.truncate,
-                    token_budget=self.token_budget,
-                    prefix_reuse=self.prefix_reuse,
-                    progress=progress,
+                    **self.scoring(context),
                 )
             return
         self._scorer = load_scorer(
@@ -92,31 +77,20 @@ class Model(InProcess):
             yes_token=self.yes_token,
             no_token=self.no_token,
             yes_score=self.yes_score,
-            token_budget=self.token_budget,
-            max_length=self.max_length,
-            truncate=self.truncate,
-            prefix_reuse=self.prefix_reuse,
-            progress=progress,
+            **self.scoring(context),
         )
 
     def close(self) -> None:
         self._scorer = self._member = None
 
     def score(self, samples: Samples) -> list[Score]:
-        from trl_rewards.models.encoding import completion_start, shown_text
+        from trl_rewards.models.encoding import shown_samples
 
         scorer = self._ready_scorer()
-        path, question = self.path or self.adapter or "", self.question if self.head == "yes" else None
-        texts = [
-            shown_text(scorer.tokenizer, prompt, completion, path, question)
-            for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
-        ]
-
-        def start(row: int) -> int:
-            return completion_start(scorer.tokenizer, samples.prompts[row], texts[row], path)
-
-        plain = all(isinstance(prompt, str) for prompt in samples.prompts)
-        scores = scorer.score_texts(texts, plain, start)
+        question = self.question if self.head == "yes" else None
+        scores = scorer.score_texts(
+            *shown_samples(scorer.tokenizer, samples, self.path or self.adapter or "", question)
+        )
         if self._context.log_metric:
             for name, value in scorer.metrics.items():
                 self._context.log_metric(f"{self.display_name}/{name}", value)

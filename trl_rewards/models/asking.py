@@ -22,7 +22,7 @@ from trl_rewards.models.scripted_judge import ScriptedJudge
 from trl_rewards.samples import Failed
 
 if TYPE_CHECKING:
-    from trl_rewards.models.local_chat import LocalChat
+    from trl_rewards.models.chat import ChatModel
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Asker:
         self._counts: Counter[str] = Counter()
         self._asked = 0
         self._server: ChatServer | None = None
-        self._model: LocalChat | None = None
+        self._model: ChatModel | None = None
         self._scripted: ScriptedJudge | None = None
         self._cassette: Cassette | None = None
         if options.cassette:
@@ -105,9 +105,7 @@ class Asker:
         """Load the model, or prepare for the server. The server is first asked when there is something to ask."""
         options = self._options
         if options.endpoint is None:
-            from trl_rewards.models.local_chat import LocalChat
-
-            self._model = LocalChat(options.loading(options.model, context), options.token_budget, context.seed)
+            self._model = options.local_chat(context)
             return
         if options.api_key_env:
             api_key(options.api_key_env)  # found missing before a policy is loaded

@@ -7,9 +7,10 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from trl_rewards.models.http import HttpClient, HttpFailure
+from trl_rewards.samples import Failed
 
 Structured = Literal["auto", "on", "off"]
 
@@ -51,6 +52,19 @@ class Reply(NamedTuple):
     completion_tokens: int = 0
     logprobs: dict[str, float] | None = None
     """What the first token could have been, and the logarithm of its probability; where the request asked for it."""
+
+
+class ChatModel(Protocol):
+    """A model in this process that answers."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Tokens that mean something to the model, and must not come from a completion."""
+        ...
+
+    def replies(self, requests: list[Request]) -> list[Reply | Failed]:
+        """One reply per request, in order."""
+        ...
 
 
 class ChatServer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 from trl_rewards.errors import RewardError
 from trl_rewards.models.batching import common_prefix
-from trl_rewards.samples import Failed, Message, Text, completion_text
+from trl_rewards.samples import Failed, Message, Samples, Text, completion_text
 
 Truncate = Literal["prompt_head", "prompt_tail", "refuse"]
 
@@ -23,6 +23,24 @@ def shown_text(tokenizer: Any, prompt: Text, completion: Text, path: str, questi
     if question is not None:
         said = [*said, {"role": "user", "content": question}]
     return _chat(tokenizer, [*prompt, *said], path, add_generation_prompt=question is not None)
+
+
+class Shown(NamedTuple):
+    """What `Scorer.score_texts` is called with for some samples."""
+
+    texts: list[str]
+    add_special_tokens: bool
+    completion_start: Callable[[int], int]
+
+
+def shown_samples(tokenizer: Any, samples: Samples, path: str, question: str | None = None) -> Shown:
+    """The samples' rows as a reward model reads them. RewardError as `shown_text`."""
+    texts = [
+        shown_text(tokenizer, prompt, completion, path, question)
+        for prompt, completion in zip(samples.prompts, samples.completions, strict=True)
+    ]
+    plain = all(isinstance(prompt, str) for prompt in samples.prompts)
+    return Shown(texts, plain, lambda row: completion_start(tokenizer, samples.prompts[row], texts[row], path))
 
 
 def completion_start(tokenizer: Any, prompt: Text, text: str, path: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,8 @@ from trl_rewards.models.pretrained import Loading, at_work, load_pretrained
 HeadKind = Literal["auto", "classifier", "v_head", "yes"]
 YesScore = Literal["logit", "probability"]
 Output = int | str | Mapping[int | str, float]
+ALL_OUTPUTS: Output = {}
+"""For callers that read each output (`Scorer.outputs_of_texts`): none of them is the score."""
 
 HEADS = ("score", "v_head", "classifier")
 """What models call the part that makes a score of hidden states."""
@@ -74,7 +76,10 @@ def load_head(
 
 def _classifier(loading: Loading, config: Any, output: Output | None, fresh: bool) -> Head:
     # A config that says nothing of labels reports two; one with several names them.
-    size = config.num_labels if output is not None or "id2label" in config.to_diff_dict() else 1
+    named = "id2label" in config.to_diff_dict() or output not in (None, ALL_OUTPUTS)
+    size = config.num_labels if named else 1
+    if output == ALL_OUTPUTS and not named:  # two outputs or one: its head says it
+        size = len(checkpoint_weights(loading.path, "score.", loading.revision).get("weight", [0]))
     if loading.adapter and (head := _adapter_head(loading)) is not None:  # it brings a head of its own
         size = len(head)
         config.num_labels = size
@@ -154,22 +159,58 @@ class YesHead:
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
+@dataclass
+class NextToken:
+    """Logits of the next token: (B, H) hidden states -> (B, V) float32, made in the model's own precision."""
+
+    output: Any
+    """The model's output layer."""
+    dtype: torch.dtype
+    cap: float | None
+    """Gemma 2's soft cap on logits."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.output(hidden.to(self.dtype)).float()
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
 def load_yes(loading: Loading, tokenizer: Any, yes: str, no: str, score: YesScore) -> Head:
     """A causal LM that answers with one token. RewardError if `yes` or `no` is not one token, or if the model's logits
     are not what its output layer gives."""
     tokens = [_one_token(tokenizer, option, word) for option, word in (("yes_token", yes), ("no_token", no))]
     model = _complete(AutoModelForCausalLM, loading)
-    cap = model.config.get_text_config().to_dict().get("final_logit_softcapping")
-    head = YesHead(model.get_output_embeddings(), tokens, cap, score)
+    head = YesHead(model.get_output_embeddings(), tokens, _soft_cap(model), score)
+    _check_logits(model, loading, head.logits, tokens)
+    return Head(model, model.base_model, head, ["yes"])
+
+
+def load_next_token(loading: Loading) -> Head:
+    """A causal LM, of whose hidden states `read` makes the logits of the next token (B, V); it names no outputs.
+
+    RewardError if it cannot be loaded, or if the model's logits are not what its output layer gives.
+    """
+    model = _complete(AutoModelForCausalLM, loading)
+    head = NextToken(model.get_output_embeddings(), model.get_input_embeddings().weight.dtype, _soft_cap(model))
+    _check_logits(model, loading, head, range(model.get_input_embeddings().num_embeddings))
+    return Head(model, model.base_model, head, [])
+
+
+def _soft_cap(model: Any) -> float | None:
+    return model.config.get_text_config().to_dict().get("final_logit_softcapping")
+
+
+def _check_logits(
+    model: Any, loading: Loading, logits: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[int]
+) -> None:
+    """RewardError if `logits` of the last hidden state are not those that the model itself gives for `tokens`."""
     with at_work(model, loading) as device, torch.inference_mode():
-        ids = torch.tensor([tokens], device=device)
-        wanted = model(input_ids=ids).logits[0, -1, tokens].float()
-        found = head.logits(model.base_model(input_ids=ids).last_hidden_state[:, -1].float())[0]
+        ids = torch.tensor([list(tokens[:2])], device=device)
+        wanted = model(input_ids=ids).logits[0, -1, list(tokens)].float()
+        found = logits(model.base_model(input_ids=ids).last_hidden_state[:, -1].float())[0]
     if not (found - wanted).abs().max() <= 0.05 * wanted.abs().max():
         raise RewardError(
-            f"{loading.path!r} changes its logits after the output layer in a way that head 'yes' does not know"
+            f"{loading.path!r} changes its logits after the output layer in a way that is not known here"
         )
-    return Head(model, model.base_model, head, ["yes"])
 
 
 def _one_token(tokenizer: Any, option: str, word: str) -> int:

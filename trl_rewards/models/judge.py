@@ -96,19 +96,12 @@ class PairwiseJudge(JudgeReward):
         return found
 
     def parse(self, ask: Ask, text: str) -> list[Score]:
-        """The winner in `{"winner": "A"}` ("A", "B" or "tie"), or after "winner:" in plain words."""
-        found = extract_json(text, ["winner"])
-        if not found and extract_json(text, ["winner"], last=True):
-            return [Failed(f"the judge's reply has several winners: {excerpt(text)}")] * len(ask.rows)
-        winner = str(found["winner"]) if found else _said(_WINNER, text)
-        winner = winner.strip().upper() if winner else ""
-        if winner not in ("A", "B", "TIE"):
-            return [Failed(f"the judge named no winner: {excerpt(text)}")] * len(ask.rows)
-        return [0.5 if winner == "TIE" else float(winner == name) for name in ask.names]
+        """Points by `read_winner`."""
+        won = read_winner(text)
+        return [won if isinstance(won, Failed) or name == "A" else 1 - won for name in ask.names]
 
     def schema(self, ask: Ask) -> dict[str, Any] | None:
-        winner = {"type": "string", "enum": ["A", "B", "tie"]}
-        return object_schema({"reason": {"type": "string"}, "winner": winner})
+        return winner_schema()
 
     def merge(self, samples: Samples, answers: list[tuple[Ask, list[Score]]]) -> list[Score]:
         verdicts: dict[tuple[int, ...], list[tuple[Ask, list[Score]]]] = {}
@@ -217,6 +210,26 @@ class ListwiseJudge(JudgeReward):
 
 
 _WINNER = re.compile(r"(?i:\bwinner\b[\"'*\s]{0,6}(?:is|:|=))[\"'*\s\[(]{0,6}(A|B|(?i:tie))\b")
+
+
+def read_winner(text: str) -> float | Failed:
+    """Points of A: 1, 0 or 0.5 for a tie, by `{"winner": "A"}` ("A", "B" or "tie") or "winner:" in plain words.
+
+    A reply with several winners, of which one may be quoted from what is judged, is Failed.
+    """
+    found = extract_json(text, ["winner"])
+    if not found and extract_json(text, ["winner"], last=True):
+        return Failed(f"the judge's reply has several winners: {excerpt(text)}")
+    winner = str(found["winner"]) if found else _said(_WINNER, text)
+    winner = winner.strip().upper() if winner else ""
+    if winner not in ("A", "B", "TIE"):
+        return Failed(f"the judge named no winner: {excerpt(text)}")
+    return {"A": 1.0, "B": 0.0, "TIE": 0.5}[winner]
+
+
+def winner_schema() -> dict[str, Any]:
+    """JSON schema of what `read_winner` reads, with a reason before it."""
+    return object_schema({"reason": {"type": "string"}, "winner": {"type": "string", "enum": ["A", "B", "tie"]}})
 
 
 def check_scale(scale: list[float]) -> None:

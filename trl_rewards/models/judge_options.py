@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from trl_rewards.components import Context
 from trl_rewards.models.http import check_address, check_key_name
-from trl_rewards.models.options import InProcess
+from trl_rewards.models.options import Held, InProcess
+
+if TYPE_CHECKING:
+    from trl_rewards.models.chat import ChatModel
 
 SCRIPTED = "bundled:judge"
 _FOR_SERVERS = (
@@ -110,6 +114,15 @@ class ChatOptions(InProcess):
                     f"{', '.join(unused)}: without endpoint the model runs in this process, where this does nothing; "
                     "leave it out, or set endpoint"
                 )
+
+    def held(self) -> list[Held]:
+        return [] if self.endpoint else [Held(self.model, self.token_budget, cached=self.token_budget)]
+
+    def local_chat(self, context: Context) -> ChatModel:
+        """What answers where there is no endpoint. Loaded once, before anything is asked."""
+        from trl_rewards.models.local_chat import LocalChat
+
+        return LocalChat(self.loading(self.model, context), self.token_budget, context.seed)
 
     def _for_servers(self) -> tuple[str, ...]:
         """Options that do nothing for a model in this process."""

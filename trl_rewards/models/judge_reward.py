@@ -49,6 +49,10 @@ class Ask:
     """Of the reply's first token, once it is there and if `extra` asked for them (`logprobs`, `top_logprobs`)."""
 
 
+Answers = list[tuple[Ask, list[Score]]]
+"""Questions, each with what its reply says of its rows."""
+
+
 @dataclass
 class _Exchange:
     """An ask on its way."""
@@ -88,13 +92,25 @@ class JudgeReward(JudgeOptions):
         """
         return None
 
-    def merge(self, samples: Samples, answers: list[tuple[Ask, list[Score]]]) -> list[Score]:
+    def more_asks(self, samples: Samples, answers: Answers) -> list[Ask]:
+        """What to ask once all that was asked is answered; nothing where that was it.
+
+        For judges whose questions depend on the answers to others, such as the rounds of a tournament. `answers` are
+        all so far.
+        """
+        return []
+
+    def merge(self, samples: Samples, answers: Answers) -> list[Score]:
         """One score per row: the mean over its asks; the first Failed where none gave one; None where nobody asked."""
         found: list[list[Score]] = [[] for _ in range(len(samples))]
         for ask, scores in answers:
             for row, score in zip(ask.rows, scores, strict=True):
                 found[row].append(score)
         return [mean_score(scores) for scores in found]
+
+    def measures(self, samples: Samples, answers: Answers) -> dict[str, float]:
+        """What else to log of a batch, as `<name>/<key>`."""
+        return {}
 
     def schema(self, ask: Ask) -> dict[str, Any] | None:
         """JSON schema of the reply, for servers with structured output. It leaves a judge no room to think first."""
@@ -111,12 +127,15 @@ class JudgeReward(JudgeOptions):
 
     def shown(self, samples: Samples) -> list[str]:
         """What the judge is shown of each completion: no thinking of the policy's, no chat-control tokens."""
-        tokens = self._ready().control_tokens
-        return [without_control_tokens(text, tokens) for text in self._answers(samples)]
+        return [self.made_safe(text) for text in self._answers(samples)]
 
     def shown_prompt(self, samples: Samples, row: int) -> str:
         """The prompt of a row as one text without chat-control tokens."""
-        return without_control_tokens(as_text(samples.prompts[row]), self._ready().control_tokens)
+        return self.made_safe(as_text(samples.prompts[row]))
+
+    def made_safe(self, text: str) -> str:
+        """`text` without chat-control tokens, those of the judge's tokenizer included where it is known."""
+        return without_control_tokens(text, self._ready().control_tokens)
 
     def gated(self, samples: Samples) -> dict[int, float]:
         """Rows that get the lowest score without asking, by `min_length` and `screen`."""
@@ -161,7 +180,8 @@ class JudgeReward(JudgeOptions):
 
     async def ascore(self, samples: Samples) -> list[Score]:
         asker = self._ready()
-        exchanges = self._exchanges(samples)
+        exchanges: list[_Exchange] = []
+        outcomes: list[BaseException | None] = []
         counts: Counter[str] = Counter()
         loop = asyncio.get_running_loop()
         # Not asyncio's own few threads: a follow-up may wait for something else that is to run in one of those.
@@ -176,12 +196,15 @@ class JudgeReward(JudgeOptions):
                 done = self._take(exchange, reply, counts)
 
         try:
-            # All are waited for, also when one stops the run: what is under way is paid for, and kept.
-            outcomes = await asyncio.gather(*map(converse, exchanges), return_exceptions=True)
+            waiting = self._exchanges(samples, self.asks(samples))
+            while waiting and not any(outcomes):
+                exchanges += waiting
+                # All are waited for, also when one stops the run: what is under way is paid for, and kept.
+                outcomes = await asyncio.gather(*map(converse, waiting), return_exceptions=True)
+                waiting = self._exchanges(samples, self.more_asks(samples, _answers(exchanges)))
         except asyncio.CancelledError:  # the source's deadline: what is answered counts
             if not any(exchange.scores for exchange in exchanges):
                 raise
-            outcomes = []
             late = Failed("no answer by the source's deadline", "timeout")
             for exchange in exchanges:
                 exchange.scores = exchange.scores or [late] * len(exchange.ask.rows)
@@ -191,13 +214,14 @@ class JudgeReward(JudgeOptions):
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
-        return self._finish(samples, exchanges, counts)
+        return self._finish(samples, _answers(exchanges), counts)
 
     def score(self, samples: Samples) -> list[Score]:
         if self.is_async():
             return run_async(self.ascore(samples))
         asker = self._ready()
-        waiting = exchanges = self._exchanges(samples)
+        waiting = self._exchanges(samples, self.asks(samples))
+        exchanges = list(waiting)
         counts: Counter[str] = Counter()
         try:
             while waiting:
@@ -207,9 +231,12 @@ class JudgeReward(JudgeOptions):
                     for pair in zip(waiting, replies, strict=True)
                 ]
                 waiting = [exchange for exchange, over in zip(waiting, done, strict=True) if not over]
+                if not waiting:
+                    waiting = self._exchanges(samples, self.more_asks(samples, _answers(exchanges)))
+                    exchanges += waiting
         finally:
             counts.update(asker.finish())
-        return self._finish(samples, exchanges, counts)
+        return self._finish(samples, _answers(exchanges), counts)
 
     def _ready(self) -> Asker:
         if "_asker" not in vars(self):
@@ -222,9 +249,9 @@ class JudgeReward(JudgeOptions):
     def _answers(self, samples: Samples) -> list[str]:
         return [without_thinking(text) if self.drop_thinking else text for text in samples.texts]
 
-    def _exchanges(self, samples: Samples) -> list[_Exchange]:
+    def _exchanges(self, samples: Samples, asks: list[Ask]) -> list[_Exchange]:
         gated = self.gated(samples)
-        asks = [ask for ask in self.asks(samples) if not all(row in gated for row in ask.rows)]
+        asks = [ask for ask in asks if not all(row in gated for row in ask.rows)]
         return [_Exchange(ask, self._ready().question(self._request(ask, 0)), []) for ask in asks]
 
     @property
@@ -288,15 +315,16 @@ class JudgeReward(JudgeOptions):
         why = note.get(reply.finish, "")
         return [Failed(score.reason + why) if isinstance(score, Failed) else score for score in scores]
 
-    def _finish(self, samples: Samples, exchanges: list[_Exchange], counts: Counter[str]) -> list[Score]:
+    def _finish(self, samples: Samples, answers: Answers, counts: Counter[str]) -> list[Score]:
         gated = self.gated(samples)
-        scores = self.merge(samples, [(exchange.ask, exchange.scores) for exchange in exchanges])
+        scores = self.merge(samples, answers)
         scores = [gated.get(row) if score is None else score for row, score in enumerate(scores)]
         metrics = {name: float(counts[name]) for name in ("unparsable", "cut_replies", *counts)}
         metrics["gated"] = len(gated) / max(len(samples), 1)
         if self.screen != "off":
             flagged = [addresses_judge(text) for text in self._answers(samples)]
             metrics["flagged"] = sum(flagged) / max(len(samples), 1)
+        metrics |= self.measures(samples, answers)
         self.metrics = metrics
         if log_metric := self._context().log_metric:
             for name, value in metrics.items():
@@ -310,6 +338,10 @@ def mean_score(scores: list[Score]) -> Score:
     if numbers:
         return fmean(numbers)
     return next((score for score in scores if isinstance(score, Failed)), None)
+
+
+def _answers(exchanges: list[_Exchange]) -> Answers:
+    return [(exchange.ask, exchange.scores) for exchange in exchanges]
 
 
 def _holes(scores: list[Score]) -> int:

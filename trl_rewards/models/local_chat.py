@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from trl_rewards.errors import RewardError
 from trl_rewards.models.chat import Reply, Request
 from trl_rewards.models.pretrained import Loading, at_work, load_pretrained, load_tokenizer
+from trl_rewards.models.untrusted import control_tokens_of
 from trl_rewards.samples import Failed
 
 
@@ -35,8 +36,7 @@ class LocalChat:
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """Tokens that mean something to the model, and must not come from a completion."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        return tuple(sorted({*self._tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}))
+        return control_tokens_of(self._tokenizer)
 
     def replies(self, requests: list[Request]) -> list[Reply | Failed]:
         """One reply per request, in order; Failed for a prompt that leaves no room for the reply.

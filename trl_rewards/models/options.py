@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from trl_rewards.components import Context, Reward, resolve_path
 
@@ -24,6 +24,25 @@ def nested_options(cls: type[T], name: str, options: dict[str, Any]) -> T:
         return cls(**options)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+class Held(NamedTuple):
+    """A model that a reward holds in this process, as far as its memory depends on it."""
+
+    path: str | None
+    """Folder or Hub name; None: the policy's base, in memory anyway."""
+    tokens: int | None = None
+    """Of one forward pass, padding included; None: the usual budget."""
+    cached: int = 0
+    """Tokens whose keys and values are kept while it writes."""
+    trains: Literal["all", "lora", "head"] | None = None
+    """Which of its weights learn while the policy does."""
+    lora_r: int = 16
+    lora_target_modules: str | list[str] = "all-linear"
+    micro_batch: int = 1
+    """Rows that go through it together when it learns."""
+    logits: bool = False
+    """Whether it learns through its logits, not through a score head."""
 
 
 class InProcess(Reward):
@@ -52,6 +71,10 @@ class InProcess(Reward):
             raise ValueError("set load_in_4bit or load_in_8bit, not both")
         if self.offload and self.load_in_8bit:
             raise ValueError("offload moves weights, and bitsandbytes int8 weights cannot be moved; use load_in_4bit")
+
+    def held(self) -> list[Held]:
+        """The models that this reward loads here, for estimates of memory. Without one: all is elsewhere."""
+        return []
 
     def check_trained(self) -> None:
         """ValueError for options with which a model cannot be trained while the policy is."""
@@ -82,3 +105,36 @@ class InProcess(Reward):
             trust_remote_code=self.trust_remote_code,
         )
         return with_base(loading, lambda base: resolve_path(base, context.base_dir))
+
+
+class FromHead(InProcess):
+    """The options of a reward that a model's head gives at the last token of prompt and completion."""
+
+    max_length: int | None = None
+    """Tokens of prompt and completion together. None: what model and tokenizer allow."""
+    truncate: Literal["prompt_head", "prompt_tail", "refuse"] = "prompt_head"
+    """What goes of a longer text: the prompt's beginning, its end, or nothing (the row fails). Where the prompt is not
+    enough the completion's beginning goes: its end holds the answer and the token that the score is read at."""
+    token_budget: int | None = None
+    """Tokens in one forward pass, padding included: what bounds memory. None: 16384, on a CPU 4096. Halved when memory
+    runs out."""
+    prefix_reuse: Literal["auto", "on", "off"] = "auto"
+    """Compute a prefix that rows have in common (the prompt of a group) once. `auto`: where it saves enough and the
+    model can do it; `on`: everywhere, and an error where it cannot."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in (("max_length", self.max_length), ("token_budget", self.token_budget)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def scoring(self, context: Context) -> dict[str, Any]:
+        """What `load_scorer` and `SharedBase.add` are told of these options, and whether to show a bar."""
+        return {
+            "max_length": self.max_length,
+            "truncate": self.truncate,
+            "token_budget": self.token_budget,
+            "prefix_reuse": self.prefix_reuse,
+            # Where somebody runs it (a trainer, the command line) there is a bar already.
+            "progress": context.log_metric is None and context.device is None,
+        }

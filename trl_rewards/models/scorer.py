@@ -89,18 +89,19 @@ class Scorer:
         a text counts as prompt.
         """
         with self._turn:
-            return self._score_texts(texts, add_special_tokens, completion_start)
+            found = self.outputs_of_texts(texts, add_special_tokens, completion_start)
+        scores = iter(self._weighted([outputs for outputs in found if not isinstance(outputs, Failed)]))
+        return [outputs if isinstance(outputs, Failed) else _score(next(scores)) for outputs in found]
 
-    def _score_texts(
-        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None
-    ) -> list[float | Failed]:
-        encoded, too_long = self.encode_texts(texts, add_special_tokens, completion_start)
-        fitting = {row: ids for row, ids in enumerate(encoded) if not isinstance(ids, Failed)}
-        scores: dict[int, float | Failed] = {row: ids for row, ids in enumerate(encoded) if isinstance(ids, Failed)}
-        for row, score in zip(fitting, self.score_ids(list(fitting.values())), strict=True):
-            scores[row] = score if math.isfinite(score) else Failed(f"the model's score is {score}")
-        self.metrics["truncated"] = too_long / max(len(texts), 1)
-        return [scores[row] for row in range(len(texts))]
+    def outputs_of_texts(
+        self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
+    ) -> list[list[float] | Failed]:
+        """All K outputs of each text, as `score_texts` does it; those that are no number stay as they are."""
+        with self._turn:
+            encoded, too_long = self.encode_texts(texts, add_special_tokens, completion_start)
+            outputs = iter(self.outputs_of([ids for ids in encoded if not isinstance(ids, Failed)]))
+            self.metrics["truncated"] = too_long / max(len(texts), 1)
+        return [ids if isinstance(ids, Failed) else next(outputs) for ids in encoded]
 
     def encode_texts(
         self, texts: Sequence[str], add_special_tokens: bool, completion_start: Callable[[int], int] | None = None
@@ -121,7 +122,9 @@ class Scorer:
 
     def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
         """One score per row of token ids, in order; each row has at least one token and none is cut."""
-        outputs = self.outputs_of(ids)
+        return self._weighted(self.outputs_of(ids))
+
+    def _weighted(self, outputs: list[list[float]]) -> list[float]:
         return (torch.tensor(outputs) @ torch.tensor(self.weights)).tolist() if outputs else []
 
     def scores_with_gradient(self, ids: list[list[int]]) -> torch.Tensor:
@@ -142,17 +145,33 @@ class Scorer:
         with self._turn:
             return self._run(ids, functools.partial(self._batches_at, ids, places))
 
+    def continuations(
+        self, contexts: Sequence[list[int]], tails: Sequence[list[int]]
+    ) -> list[list[list[float]] | None]:
+        """Of each context and each tail, the log-probability of each of the tail's tokens, one after another, in nats.
+        None for a context that does not fit into memory.
+
+        For a head that reads the next token (`load_next_token`). Contexts and tails have at least one token each, and
+        none is cut. A context goes through the model once, where its prefix can be shared.
+        """
+        with self._turn:
+            tokens = sum(len(context) + len(tail) for context in contexts for tail in tails)
+            return self._run(contexts, functools.partial(self._batches_after, contexts, tails), tokens)
+
     def _run(
         self,
         ids: Sequence[list[int]],
         batches_of: Callable[[list[int], torch.device], Iterator[tuple[list[int], list[Any], int]]],
+        tokens: int | None = None,
     ) -> list[Any]:
-        """What `batches_of` gives for each row, in order; None for a row that does not fit into memory."""
+        """What `batches_of` gives for each row, in order; None for a row that does not fit into memory. `tokens`: how
+        many there are to read, if not those of the rows."""
         self.metrics = {}
         if not ids:
             return []
         found: dict[int, Any] = {}
-        tokens, computed, started = sum(map(len, ids)), 0, time.perf_counter()
+        tokens = tokens or sum(map(len, ids))
+        computed, started = 0, time.perf_counter()
         bar, budget = _bar(self.progress and tokens > self.token_budget, len(ids)), self.token_budget
         with at_work(self.head.model, self.loading) as device, self.surrounding(), bar as advance:
             memory = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
@@ -212,13 +231,59 @@ class Scorer:
         for batch in batches([len(ids[row]) for row in rows], self.token_budget, switch=self._rope_switch):
             chosen = [rows[index] for index in batch]
             texts = [ids[row] for row in chosen]
-            tokens, mask = padded(texts, self._pad, device)
-            hidden = self.head.backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden = states(self.head.backbone, texts, self._pad, device)
             at = [(index, place) for index, row in enumerate(chosen) for place in places[row]]
             index, place = torch.tensor(at, dtype=torch.long, device=hidden.device).view(-1, 2).unbind(dim=1)
             outputs = self.head.read(hidden[index, place].float()).cpu()
             by_row = outputs.split([len(places[row]) for row in chosen])
             yield chosen, [found.tolist() for found in by_row], sum(map(len, texts))
+
+    def _batches_after(
+        self, contexts: Sequence[list[int]], tails: Sequence[list[int]], rows: list[int], device: torch.device
+    ) -> Iterator[tuple[list[int], list[list[list[float]]], int]]:
+        """A row, its tails' log-probabilities, and how many tokens went through the model for them."""
+        backbone = self.head.backbone
+        for row in rows:
+            whole = [contexts[row] + tail for tail in tails]
+            prefix = len(contexts[row]) - 1  # the hidden state of the context's last token is read for each tail
+            cache, cost = None, 0
+            if self._shares(whole, prefix, device):
+                cache, cost = prefix_cache(backbone, contexts[row][:prefix], device), prefix
+                whole = [ids[prefix:] for ids in whole]
+            found: dict[int, list[float]] = {}
+            lengths = [len(ids) for ids in whole]
+            for batch in batches(lengths, self.token_budget, prefix if cache is not None else 0, self._rope_switch):
+                texts = [whole[index] for index in batch]
+                if cache is not None:
+                    hidden = states_after(backbone, cache, prefix, texts, self._pad, device)
+                else:
+                    hidden = states(backbone, texts, self._pad, device)
+                chosen = [tails[index] for index in batch]
+                logps = torch.cat(
+                    [
+                        self._logps(hidden[place, len(text) - len(tail) - 1 : len(text) - 1], tail)
+                        for place, (text, tail) in enumerate(zip(texts, chosen, strict=True))
+                    ]
+                )
+                found |= zip(batch, (each.tolist() for each in logps.cpu().split([*map(len, chosen)])), strict=True)
+                cost += sum(map(len, texts))
+            yield [row], [[found[index] for index in range(len(tails))]], cost
+
+    def _logps(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        """(T,) float32 log-probabilities of the tokens that come after these hidden states (T, H)."""
+        wanted = torch.tensor(tokens, device=hidden.device)
+        return self.head.read(hidden.float()).log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0]
+
+    def _shares(self, ids: list[list[int]], prefix: int, device: torch.device) -> bool:
+        """Whether the prefix of all these rows is computed once."""
+        group = Shared(list(range(len(ids))), prefix)
+        if self._reuse is False or not prefix or len(ids) < 2:
+            return False
+        if self.prefix_reuse != "on" and group.speed_up(ids) <= SPEED_UP:
+            return False
+        if self._reuse is None:
+            self._try_reuse(ids, group, device)
+        return bool(self._reuse)
 
     def _outputs(self, texts: list[list[int]], device: torch.device) -> torch.Tensor:
         if self.head.backbone is not None:
@@ -318,6 +383,10 @@ def load_scorer(
     )
 
 
+def _score(value: float) -> float | Failed:
+    return value if math.isfinite(value) else Failed(f"the model's score is {value}")
+
+
 def longest_text(max_length: int | None, config: Any, tokenizer: Any) -> int:
     """Tokens that a text may have: `max_length`, or what the tokenizer says, within what the model can read."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
@@ -355,8 +424,13 @@ def padded(ids: list[list[int]], pad: int, device: torch.device) -> tuple[torch.
 
 def last_hidden(backbone: Any, ids: list[list[int]], pad: int, device: torch.device) -> torch.Tensor:
     """(B, H) float32: the hidden state of each row's last token, whatever token that is."""
+    return _last(states(backbone, ids, pad, device), ids)
+
+
+def states(backbone: Any, ids: list[list[int]], pad: int, device: torch.device) -> torch.Tensor:
+    """(B, T, H) the hidden states of rows that are padded on the right."""
     tokens, mask = padded(ids, pad, device)
-    return _last(backbone(input_ids=tokens, attention_mask=mask, use_cache=False), ids)
+    return backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def prefix_cache(backbone: Any, prefix: list[int], device: torch.device) -> Any:
@@ -368,6 +442,13 @@ def hidden_after(
     backbone: Any, cache: Any, prefix: int, ids: list[list[int]], pad: int, device: torch.device
 ) -> torch.Tensor:
     """(B, H) float32, as `last_hidden` of rows that begin with the `prefix` tokens in `cache` and go on with `ids`."""
+    return _last(states_after(backbone, cache, prefix, ids, pad, device), ids)
+
+
+def states_after(
+    backbone: Any, cache: Any, prefix: int, ids: list[list[int]], pad: int, device: torch.device
+) -> torch.Tensor:
+    """(B, T, H) the hidden states of `ids`, which follow the `prefix` tokens in `cache`."""
     tokens, mask = padded(ids, pad, device)
     own = torch.ones_like(tokens) if mask is None else mask
     copied = copy.deepcopy(cache)  # a forward pass appends to it
@@ -379,11 +460,10 @@ def hidden_after(
         past_key_values=copied,
         use_cache=True,
     )
-    return _last(output, ids)
+    return output.last_hidden_state
 
 
-def _last(output: Any, ids: list[list[int]]) -> torch.Tensor:
-    hidden = output.last_hidden_state
+def _last(hidden: torch.Tensor, ids: list[list[int]]) -> torch.Tensor:
     last = torch.tensor([len(row) - 1 for row in ids], device=hidden.device)
     return hidden[torch.arange(len(ids), device=hidden.device), last].float()
 

@@ -2,7 +2,8 @@
 
 It is not a model and understands nothing. It looks for some words in the criteria it is sent (short, long, polite,
 digits, list, exclamation, capitals, question, reference), measures each completion by what they name, and answers in
-the form of the question: of this project's judges (also of single steps), or of RewardAnything.
+the form of the question: of this project's judges (also of single steps, and of pairs in one letter, with
+log-probabilities), or of RewardAnything.
 
     python -m trl_rewards.models.scripted_judge --port 8765
     python -m trl_rewards.models.scripted_judge --port 8765 --garbage 0.2 --errors 0.1   # a bad day
@@ -14,6 +15,7 @@ import argparse
 import functools
 import hashlib
 import json
+import math
 import random
 import re
 import threading
@@ -103,6 +105,13 @@ def verdict(question: Question) -> dict[str, Any]:
     return {"scores": scores, "best-to-worst": sorted(values, key=lambda name: -values[name])}
 
 
+def letters(question: Question) -> dict[str, float]:
+    """Log-probabilities of a reply in one letter about a pair: P(A) = 1 / (1 + exp(8 (worth of B - worth of A)))."""
+    first, second = (worth(question.candidates[name], question.criteria, question.reference) for name in "AB")
+    surplus = 8 * (second - first)
+    return {"A": -math.log1p(math.exp(surplus)), "B": -math.log1p(math.exp(-surplus))}
+
+
 def said(question: Question) -> str:
     """The judge's reply: a verdict as JSON, or points where it is asked about a step of a trajectory."""
     if set(question.candidates) == {"step"}:
@@ -179,21 +188,28 @@ class ScriptedJudge:
 
     def reply(self, request: dict[str, Any], fate: str) -> dict[str, Any]:
         """The body of an answer: a chat completion with its usage, counted in words."""
-        text = said(read_question(request["messages"]))
+        question = read_question(request["messages"])
+        likely: dict[str, float] | None = None
+        if request.get("logprobs") and set(question.candidates) == {"A", "B"}:
+            likely = letters(question)
+        text = max(likely, key=likely.__getitem__) if likely else said(question)
         if fate == "garbage":
             text = "I would rather talk about the weather. It is 100 degrees outside {and} 5 [people"
-        elif "response_format" not in request:
+            likely = None
+        elif "response_format" not in request and not likely:
             text = f"<think>I measure what the criteria name.</think>\n{text}"
         pieces = re.findall(r"\s*\S+", text)
         kept = pieces[: request.get("max_tokens") or len(pieces)]
         asked = sum(len(message["content"].split()) for message in request["messages"])
         message = {"role": "assistant", "content": "".join(kept)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if len(kept) == len(pieces) else "length"}
+        if likely:
+            top = [{"token": token, "logprob": logprob} for token, logprob in likely.items()]
+            choice["logprobs"] = {"content": [{"token": text, "logprob": likely[text], "top_logprobs": top}]}
         return {
             "object": "chat.completion",
             "model": request.get("model", "scripted"),
-            "choices": [
-                {"index": 0, "message": message, "finish_reason": "stop" if len(kept) == len(pieces) else "length"}
-            ],
+            "choices": [choice],
             "usage": {
                 "prompt_tokens": asked,
                 "completion_tokens": len(kept),

@@ -18,6 +18,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from trl_rewards.samples import Text, content_text
 
@@ -65,6 +66,12 @@ def without_control_tokens(text: str, more: Iterable[str] = ()) -> str:
     text = _control_pattern(tuple(more)).sub(" ", text)
     # What was nested may have closed up to a token again; going round until none is left would take quadratic time.
     return re.sub(r"<(?=[|｜])", "< ", text) if _CONTROL_TOKEN.search(text) else text
+
+
+def control_tokens_of(tokenizer: Any) -> tuple[str, ...]:
+    """A tokenizer's special tokens: they mean something to its model, and must not come from a completion."""
+    added = tokenizer.added_tokens_decoder.values()
+    return tuple(sorted({*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}))
 
 
 @functools.lru_cache(maxsize=16)

@@ -74,6 +74,8 @@ class DPOTrainer(trl.DPOTrainer):
         """Optimiser steps of the rounds before this one."""
         self.measures = False
         """Whether a held-out reward is logged after each round."""
+        self.stopped = False
+        """Set by what ends the run early: no round is begun any more, and one that is not through is not finished."""
         self._folder: Path | None = None
         self._own_reference = False
         if pipeline is None:
@@ -130,7 +132,8 @@ class DPOTrainer(trl.DPOTrainer):
         result = None
         try:
             for number in range(len(done) + 1, self.pairs.rounds + 1):
-                result = self._train_round(number, bool(resume_from_checkpoint))
+                if not self.stopped:
+                    result = self._train_round(number, bool(resume_from_checkpoint))
         finally:
             self._folder = None
         if self.measures and self._world.rank == 0:
@@ -174,6 +177,8 @@ class DPOTrainer(trl.DPOTrainer):
             self.pipeline.load_state_dict(read_state(str(folder), self._world.rank, self.pipeline.signature))
         else:
             rows = self._make_pairs(number, folder)
+        if self.stopped:  # by what was logged of its candidates
+            return None
         tokenizer, args = cast(Any, self.processing_class), cast(trl.DPOConfig, self.args)
         self.train_dataset = self._prepare_dataset(Dataset.from_list(rows), tokenizer, args, "train")
         checkpoint = get_last_checkpoint(str(folder)) if resume else None
@@ -181,6 +186,8 @@ class DPOTrainer(trl.DPOTrainer):
         if self._own_reference:  # it would be saved beside the policy
             self.accelerator.unwrap_model(self.model).delete_adapter("ref")
             self._own_reference = False
+        if self.stopped:
+            return result
         self.save_model(str(folder / "policy"))
         held_out = self._measure(number)
         steps = self.state.global_step

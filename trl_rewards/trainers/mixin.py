@@ -125,6 +125,8 @@ class PipelineMixin(_Trainer):
             raise ValueError("reward_weights goes with reward_funcs; with a pipeline each source has its own weight")
         if pipeline.advantage is not None and pipeline.advantage.undoes_affine():
             pipeline.warn_of_undone_shapers()
+        if pipeline.advantage is not None and pipeline.advantage.divides_by_group():
+            pipeline.warn_of_lost_properness()
         if args.save_strategy == "steps" and args.save_steps >= 1:
             per_generation = args.steps_per_generation * args.num_iterations
             if (args.save_steps * args.gradient_accumulation_steps) % per_generation:

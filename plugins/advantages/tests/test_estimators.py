@@ -14,8 +14,7 @@ from trl_rewards_advantages import register_advantages
 from trl_rewards_advantages.dler import mixed_groups
 from trl_rewards_advantages.grpo_s import hardness_scale, responsiveness_scale
 from trl_rewards_advantages.leave_one_out_norm import others_std
-from trl_rewards_advantages.pass_at_k import pass_at_k
-from trl_rewards_advantages.pref_grpo import win_rates
+from trl_rewards_advantages.pass_at_k import best_of_k, pass_at_k
 from trl_rewards_advantages.stable_reinforce import filtered
 
 from trl_rewards import Pipeline, RecipeError, RewardBatch, Samples, load_advantage, load_reward
@@ -370,17 +369,9 @@ def test_groups_no_larger_than_k_give_no_signal_and_one_warning(caplog):
 # --- pref_grpo -------------------------------------------------------------------------------------------------------
 
 
-def test_win_rates_and_their_advantages_equal_the_authors_code():
-    case = CASES["12_win_rates"]
-    points = {"Image 1 is better": 1.0, "Image 2 is better": 0.0, "tie": 0.5, None: None}
-    pairs, verdicts = case["inputs"]["pairs"], case["inputs"]["verdicts"]
-    compared = [(one, two, points[said]) for (one, two), said in zip(pairs, verdicts, strict=True)]
-    rates = win_rates(compared, 4)
-    assert rates == case["outputs"]["win_rate"]
-    assert run("pref_grpo", rates, 4) == close(case["outputs"]["advantage"])
-    assert sum(win_rates(compared, 4, decimals=9)) == close(4 / 2)
-    assert win_rates([], 2) == [0.0, 0.0]
-    assert win_rates([(0, 1, None), (0, 2, 0.5), (1, 2, None)], 3) == [0.5] * 3
+def test_advantages_of_win_rates_equal_the_authors_code():
+    recorded = CASES["12_win_rates"]["outputs"]
+    assert run("pref_grpo", recorded["win_rate"], 4) == close(recorded["advantage"])
 
 
 def test_two_rewards_equal_the_authors_code():
@@ -419,3 +410,52 @@ def test_bad_options_are_refused():
     ]:
         with pytest.raises(RecipeError, match=message):
             load_advantage(name, **options)
+
+
+# --- proofs: exact expectations over small policies ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (4, 1), (4, 2), (5, 3), (4, 4)])
+def test_pass_at_k_follows_the_gradient_of_the_expected_best_of_k(n, k):
+    """E Σ_i (best with row i - best) ∇log π(y_i) = (n - k) / k · ∇ E[best of k], over all outcomes of n answers.
+
+    The policy has three answers of rewards 0, 0.3 and 1. With k = 1 this is what REINFORCE++ and GRPO centre: n - 1
+    times the gradient of the mean.
+    """
+    logits = torch.tensor([0.2, -0.5, 0.1], dtype=torch.float64, requires_grad=True)
+    probabilities, rewards = logits.softmax(dim=0), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    sets = torch.tensor(list(itertools.product(range(3), repeat=k)))  # (3^k, k)
+    best = (probabilities[sets].prod(dim=1) * rewards[sets].amax(dim=1)).sum()
+    (wanted,) = torch.autograd.grad(best, logits)
+    outcomes = torch.tensor(list(itertools.product(range(3), repeat=n)))  # (3^n, n)
+    probabilities = probabilities.detach()
+    scores = torch.eye(3, dtype=torch.float64) - probabilities  # ∇log π of each answer
+    mean, _, with_row = best_of_k(rewards[outcomes], k)
+    found = ((with_row - mean)[:, :, None] * scores[outcomes]).sum(dim=1)  # (3^n, 3)
+    found = (probabilities[outcomes].prod(dim=1)[:, None] * found).sum(dim=0)
+    torch.testing.assert_close(found, wanted * (n - k) / k)
+
+
+def test_the_optimal_baseline_has_the_least_variance_where_squared_gradients_grow_with_length():
+    """All answers of a uniform policy over two words and an end, of at most three tokens: each token's ∇log π has the
+    same square there."""
+    answers = [(2,), (0, 2), (1, 2), *itertools.product((0, 1), (0, 1), range(3))]
+    probabilities = torch.tensor([3.0 ** -len(answer) for answer in answers], dtype=torch.float64)
+    assert probabilities.sum().item() == pytest.approx(1.0)
+    rewards = torch.linspace(1, 0, len(answers), dtype=torch.float64)  # the short ones are better
+    states = {text: state for state, text in enumerate([(), (0,), (1,), *itertools.product((0, 1), repeat=2)])}
+    gradients = torch.zeros(len(answers), len(states), 3, dtype=torch.float64)  # of log π by a state's logits
+    for row, answer in enumerate(answers):
+        for t, token in enumerate(answer):
+            gradients[row, states[answer[:t]]] = torch.eye(3, dtype=torch.float64)[token] - 1 / 3
+
+    def variance(baseline):
+        terms = (rewards - baseline)[:, None, None] * gradients
+        mean = (probabilities[:, None, None] * terms).sum(dim=0)
+        return (probabilities * (terms - mean).square().sum(dim=(1, 2))).sum().item()
+
+    rows = [row for row, answer in enumerate(answers) for _ in range(3 ** (3 - len(answer)))]  # as often as likely
+    group, lengths = rewards[rows].tolist(), [len(answers[row]) for row in rows]
+    baseline = group[0] - run("optimal_baseline", group, len(rows), lengths=lengths)[0]
+    assert baseline != pytest.approx(sum(group) / len(group), abs=1e-2)
+    assert all(variance(baseline) < variance(baseline + step) for step in (-1, -0.1, -0.001, 0.001, 0.1, 1))

@@ -35,6 +35,9 @@ class DiDi(Advantage):
     def undoes_affine(self) -> bool:
         return self.limit is None
 
+    def divides_by_group(self) -> bool:
+        return True
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         rewards = batch.rewards if self.limit is None else batch.rewards.clamp(-self.limit, self.limit)
         return zscore(rewards, batch.scores.group_size, self.eps, self.ddof).nan_to_num(nan=0.0)

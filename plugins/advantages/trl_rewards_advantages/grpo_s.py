@@ -73,6 +73,9 @@ class GRPOS(Advantage):
     def undoes_affine(self) -> bool:
         return self.demo_reward is None
 
+    def divides_by_group(self) -> bool:
+        return True
+
     def __call__(self, batch: RewardBatch) -> Tensor:
         found = zscore(batch.rewards, batch.scores.group_size, self.eps, self.ddof)
         if self.hardness is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from trl_rewards import Advantage, RewardBatch
@@ -12,26 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def win_rates(comparisons: Iterable[tuple[int, int, float | None]], count: int, decimals: int = 3) -> list[float]:
-    """Points per comparison of `count` answers, in [0, 1] and rounded; 0 for one that was not compared.
-
-    A comparison is (first, second, points of the first): 1 won, 0 lost; 0.5, or None where the judge did not say, is a
-    tie. Of all pairs of a group, with everything decided or tied, the sum is half their number.
-    """
-    points, met = [0.0] * count, [0] * count
-    for first, second, won in comparisons:
-        won = 0.5 if won is None else won
-        for answer, earned in ((first, won), (second, 1 - won)):
-            points[answer] += earned
-            met[answer] += 1
-    return [round(earned / games, decimals) if games else 0.0 for earned, games in zip(points, met, strict=True)]
-
-
 class PrefGRPO(Advantage):
     """Σ_k w_k · group z-score of source k, limited: win rates and other rewards by their weights.  One per sequence.
 
     https://huggingface.co/papers/2508.20751. Point-wise scores that differ in the third decimal become advantages of
-    ±1 in a z-score; win rates of a judge that compares a group's answers (`pairwise_judge`) do not. Sources count
+    ±1 in a z-score; win rates of a judge that compares a group's answers (`pairwise_win_rate`) do not. Sources count
     after their own `shape:`; `combine:` and the `shape:` of the total are passed over. A single source uses the total.
     Holes are renormalised as in `weighted_sum`.
     """
@@ -52,6 +36,9 @@ class PrefGRPO(Advantage):
 
     def passes_over(self) -> tuple[str, ...]:
         return ("combine", "shape")
+
+    def divides_by_group(self) -> bool:
+        return True
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         import torch

@@ -27,7 +27,9 @@ class ReinforcePlusPlus(Advantage):
     """(r - batch mean) / batch deviation: REINFORCE++, which needs no groups.  One number per sequence.
 
     https://huggingface.co/papers/2501.03262. With the reward at a row's last token and no discount, what is still to
-    come is the same at all its tokens. The paper has a KL penalty in the reward; here it is where the trainer has it.
+    come is the same at all its tokens. The paper has a KL penalty in the reward too, r - β Σ k1 over the tokens to
+    come; here it is where the trainer has it. Centring is checked over all outcomes of small policies: n - 1 times the
+    gradient of the mean reward in a batch of n. The division is by one number for the whole batch.
     """
 
     compares_groups: ClassVar[bool] = False

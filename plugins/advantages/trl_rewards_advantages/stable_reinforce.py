@@ -30,7 +30,7 @@ class StableReinforce(Advantage):
     """z-score over the batch, and 0 for what is beyond three deviations: an outlier is dropped and not clipped.
 
     https://huggingface.co/papers/2505.02835. The paper has one completion per prompt and no group baseline. Its other
-    half, the clipping of log-ratios before the exponential, belongs to the loss and is not in here.
+    half, the clipping of log-ratios before the exponential, is in the loss: `pre_clip: true` of a recipe.
 
     `compat: release` does as yfzhang114/r1_reward@3693413a: the band is around the mean of the raw rewards, so with a
     mean other than 0 it is off, and beyond 10 deviations all goes.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from trl_rewards import Context, Failed, Samples, Score
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 from trl_rewards_bleuberi.answers import AgainstReferences
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class BertScore(AgainstReferences, InProcess):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._embedder: Embedder | None = None
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models import load_embedder

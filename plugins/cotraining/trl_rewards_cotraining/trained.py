@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl_rewards import Context, Failed, RewardError, TrainableReward
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,17 @@ class TrainedModel(InProcess, TrainableReward):
         self.check_trained()
         self._scorer: Scorer | None = None
         self._learner: Learner | None = None
+
+    def held(self) -> list[Held]:
+        return [
+            Held(
+                self.path,
+                trains=self.train,
+                lora_r=self.lora_r,
+                lora_target_modules=self.lora_target_modules,
+                micro_batch=2 * self.micro_batch,  # both texts of a pair
+            )
+        ]
 
     def setup(self, context: Context) -> None:
         import torch

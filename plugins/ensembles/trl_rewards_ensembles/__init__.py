@@ -1,6 +1,11 @@
-"""Combiners: what several rewards, or several members of an ensemble, say together."""
+"""Ensembles of reward models, and combiners: what several rewards, or several members, say together."""
 
 from trl_rewards import hookimpl
+
+
+@hookimpl
+def register_rewards():
+    return {"ensemble": "trl_rewards_ensembles.ensemble:Ensemble"}
 
 
 @hookimpl
@@ -13,3 +18,8 @@ def register_combiners():
         "mean_minus_std": "trl_rewards_ensembles.mean_minus_std:MeanMinusStd",
         "uwo": "trl_rewards_ensembles.uwo:UWO",
     }
+
+
+@hookimpl
+def register_objectives():
+    return {"bradley_terry_heads": "trl_rewards_ensembles.heads:BradleyTerryHeads"}

@@ -6,30 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards import Combiner, Samples, Scores
-from trl_rewards.maths import weighted_sum
+from trl_rewards.maths import spearman, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, *(step / 20 for step in range(3, 20)))
 """Penalties that are tried: fine steps, then 0.15, 0.2, … 0.95."""
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, equal values sharing their mean rank: (n,) -> (n,) float64."""
-    import torch
-
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(dim=0).double()
-    return (last - (counts.double() - 1) / 2)[place]
-
-
-def spearman(one: Tensor, other: Tensor) -> float:
-    """Rank correlation in [-1, 1]; 0 where one of them is constant, or has fewer than two rows."""
-    one, other = ranks(one), ranks(other)
-    one, other = one - one.mean(), other - other.mean()
-    size = (one.square().sum() * other.square().sum()).sqrt()
-    return ((one * other).sum() / size).item() if size > 0 else 0.0
 
 
 def verbosity_penalties(values: Tensor, verbosity: int, threshold: float = 0.03) -> list[float]:

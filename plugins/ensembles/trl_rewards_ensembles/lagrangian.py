@@ -131,7 +131,9 @@ class Lagrangian(Combiner):
         names = [scores.names[k] for k in held]
         found = [multiplier(self.raw[name], self.form) for name in names]
         weights = mixing_weights(scores.weights, held, found) if held else scores.weights.double()
-        streams = [stream(column, scores.group_size, self.eps) for column in scores.values.unbind(dim=1)]
+        # A row that watched sources alone have scored has no total, though all multipliers be 0.
+        values = scores.values.masked_fill(scores.weights == 0, float("nan")) if any(used) else scores.values
+        streams = [stream(column, scores.group_size, self.eps) for column in values.unbind(dim=1)]
         total = weighted_sum(torch.stack(streams, dim=1), weights, scores.group_size)
         self._learn(names, scores.values[:, held].double().nanmean(dim=0).tolist())
         return total.to(scores.values.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trl_rewards import Samples, Scores, Unweighted
 from trl_rewards.maths import weighted_sum
@@ -29,6 +29,8 @@ class LogAnd(Unweighted):
     A row with a hole stands where its other sources put it, as in `weighted_sum`: leaving out a term would be a
     probability of 1.
     """
+
+    one_thing: ClassVar[bool] = False
 
     of: Literal["log_probabilities", "probabilities", "margins"] = "log_probabilities"
     """What the sources give, after their own `shape:`. `log_probabilities`: log σ(r - r_ref), at most 0.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score
-from trl_rewards.models import InProcess, ServedScorer
+from trl_rewards.models import Held, InProcess, ServedScorer
 from trl_rewards_polar.encoding import (
     Layout,
     Messages,
@@ -120,6 +120,9 @@ class Polar(InProcess):
 
     def is_async(self) -> bool:
         return self.endpoint is not None
+
+    def held(self) -> list[Held]:
+        return [] if self.endpoint else [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         running = self._running = self._start(context)

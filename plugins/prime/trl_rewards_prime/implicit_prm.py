@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Context, Failed, OutcomeObjective, Outcomes, RewardError, Samples, Score, StepReward
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 from trl_rewards.steps import aggregate
 from trl_rewards_prime.implicit import at_steps, ce_loss
 from trl_rewards_prime.logps import CompletionModel
@@ -76,6 +76,9 @@ class ImplicitPRM(InProcess, StepReward):
             raise ValueError("reference: with adapter it is the model of path without it; leave one of them out")
         self._context = Context()
         self._model: _Pair | None = None
+
+    def held(self) -> list[Held]:
+        return [Held(path) for path in (self.path, self.reference) if path]
 
     def setup(self, context: Context) -> None:
         if self.steps != "token":

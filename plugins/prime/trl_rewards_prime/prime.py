@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl_rewards import Context, RewardBatch, RewardError, Samples, Score, TokenReward, TokenShaper, TrainableReward
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 from trl_rewards_prime.logps import CompletionModel
 
 if TYPE_CHECKING:
@@ -96,6 +96,18 @@ class Prime(InProcess, TokenReward, TrainableReward):
 
     def shares_base(self) -> bool:
         return self.path is None
+
+    def held(self) -> list[Held]:
+        return [
+            Held(
+                self.path,
+                trains="lora",
+                lora_r=self.lora_r,
+                lora_target_modules=self.lora_target_modules,
+                micro_batch=self.micro_batch,
+                logits=True,
+            )
+        ]
 
     def setup(self, context: Context) -> None:
         self._context = context

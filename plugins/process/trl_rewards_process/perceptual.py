@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score, StepReward
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,6 +153,9 @@ class Perceptual(StepReward, InProcess):
 
     def reads(self) -> tuple[str, ...]:
         return (self._column,) if self._column else ()
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models import load_embedder

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score, StepReward
-from trl_rewards.models import InProcess, as_text
+from trl_rewards.models import Held, InProcess, as_text
 from trl_rewards_process.formats import LAYOUTS, Encoded, Format, encode_steps
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class PRM(InProcess, StepReward):
         )
         self._scorer: Scorer | None = None
         self._context = Context()
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         super().setup(context)

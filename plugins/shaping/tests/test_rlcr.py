@@ -3,11 +3,8 @@ from pathlib import Path
 
 import pytest
 from trl_rewards_shaping.rlcr import (
-    auroc,
-    brier,
     by_any,
     calibrated,
-    ece,
     most_confident,
     read_reply,
     vote_weights,
@@ -15,6 +12,7 @@ from trl_rewards_shaping.rlcr import (
 )
 
 from trl_rewards import Context, Failed, RewardError, load_reward
+from trl_rewards.maths import auroc, brier, ece
 from trl_rewards.testing import make_samples
 
 CASES = {

@@ -14,7 +14,18 @@ from trl_rewards_shaping.harmo import HarmoLength
 from trl_rewards_shaping.references import reference_level
 from trl_rewards_shaping.transforming import LogSigmoidCentered, log_probability_good
 
-from trl_rewards import Context, RecipeError, Samples, load_advantage, load_combiner, load_shaper
+from trl_rewards import (
+    Context,
+    Pipeline,
+    Recipe,
+    RecipeError,
+    RewardError,
+    Samples,
+    Status,
+    load_advantage,
+    load_combiner,
+    load_shaper,
+)
 from trl_rewards.testing import make_batch, make_samples, make_scores
 
 CASES = json.loads(Path(__file__).with_name("shaping_cases.json").read_text(encoding="utf-8"))
@@ -102,6 +113,63 @@ def test_harmo_adds_its_terms_and_divides_by_no_deviation():
     total = load_combiner("weighted_sum")(scores, make_samples(["t"] * 4))
     assert total.tolist() == pytest.approx(wanted["total"])
     assert load_advantage("center")(make_batch(total.tolist(), 4)).tolist() == pytest.approx(wanted["advantage"])
+
+
+def routed(rows, names=("rule", "model", "form"), weights=(1.0, 1.0, 1.0), failed=(), **columns):
+    """Totals of `hybrid_router`; `failed` are cells (row, source) of failures."""
+    scores = make_scores(rows, weights=weights, group_size=2)._replace(names=names)
+    for cell in failed:
+        scores.status[cell] = Status.FAILED
+    options = {"verifiable": "checked"} if columns else {}
+    router = load_combiner("hybrid_router", rule="rule", model="model", **options)
+    return router(scores, make_samples(["t"] * len(rows), **columns)).tolist()
+
+
+def test_a_row_is_scored_by_the_rule_or_else_by_the_model_and_terms_are_added():
+    given, wanted = case("14_HARMO")
+    rule = [*given["hybrid"][:3], None]  # the last one cannot be verified
+    model = [None, 0.9, None, given["hybrid"][3]]  # what it says of a verified row does not count
+    terms = list(zip(given["length"], given["format"], strict=True))
+    rows = [[r, m, *t] for r, m, t in zip(rule, model, terms, strict=True)]
+    assert routed(rows, ("rule", "model", "length", "form"), [1.0] * 4) == pytest.approx(wanted["total"])
+    assert routed([[1.0, None, 0.5], [None, 0.4, 0.5]], weights=[2.0, 0.5, 0.1]) == pytest.approx([2.05, 0.25])
+
+
+def test_a_failed_rule_is_not_answered_by_the_model_nor_a_failed_model_by_the_terms():
+    rows = [[None, 0.7, 0.5], [1.0, 0.7, None], [None, None, 0.5], [None, 0.5, 0.5]]
+    # the second row has no form, and stands where its form would be on average: 1.0 + 0.5
+    found = routed(rows, failed=[(0, 0), (2, 1)])
+    assert found[0] != found[0]
+    assert found[2] != found[2]
+    assert [found[1], found[3]] == pytest.approx([1.5, 1.0])
+
+
+def test_a_column_may_say_what_can_be_verified():
+    rows = [[1.0, 0.7, 0.0], [0.0, 0.7, 0.0]]
+    assert routed(rows, checked=[True, False]) == pytest.approx([1.0, 0.7])
+    with pytest.raises(RewardError, match="column 'checked', row 1: wanted true or false, got 1"):
+        routed(rows, checked=[True, 1])
+
+
+def test_a_model_is_run_on_what_a_rule_says_nothing_of():
+    recipe = {
+        "rewards": [
+            {"use": "exact_match", "as": "rule"},
+            {
+                "use": "length",
+                "as": "model",
+                "with": {"soft_limit": 0, "hard_limit": 10},
+                "only_if": {"source": "rule", "missing": True},
+            },
+        ],
+        "combine": {"use": "hybrid_router", "with": {"rule": "rule", "model": "model"}},
+    }
+    pipeline = Pipeline.from_recipe(Recipe.parse(recipe, check_trl=False))
+    batch = pipeline.score(make_samples(["22", "23", "one two", "one"], answer=["22", "22", None, None]), group_size=2)
+    assert batch.rewards.tolist() == pytest.approx([1.0, 0.0, -0.2, -0.1])
+    assert pipeline.metrics["rewards/model/saved"] == 0.5
+    with pytest.raises(RecipeError, match="combine: no source 'rm'; there is rule, model"):
+        Pipeline.from_recipe(Recipe.parse(recipe, {"combine.with.model": "rm"}, check_trl=False))
 
 
 def test_clauses_are_covered_as_in_the_notes():

@@ -9,9 +9,10 @@ import torch
 from trl_rewards_shaping.clause_similarity import clauses, coverage
 from trl_rewards_shaping.language import scripts_of
 from trl_rewards_shaping.r3 import RelevanceR3, distinct_trigrams, length_incentive, mapped
+from trl_rewards_shaping.reward_fusion import RewardFusion, fused
 
 from tests.conftest import SENTENCES
-from trl_rewards import RecipeError, Samples, load_reward
+from trl_rewards import Context, Pipeline, Recipe, RecipeError, RewardError, Samples, load_reward
 from trl_rewards.testing import check_reward, make_samples
 
 (R3,) = json.loads(Path(__file__).with_name("shaping_cases.json").read_text(encoding="utf-8"))["11_R3"]
@@ -137,3 +138,52 @@ def test_clauses_are_compared_with_the_demonstrations(encoder_path):
     assert scores[0] == pytest.approx(coverage(made, theirs).item(), rel=1e-4)
     assert scores[1:] == [pytest.approx(1.0), 0.0, None]
     check_reward(reward, demonstration=[shown] * 5 + [None])
+
+
+def test_fusion_is_as_recorded():
+    assert fused(3.0, torch.tensor([0.95, 0.92]), torch.tensor([2.0, 4.0])) == pytest.approx(2.989547038)
+    assert fused(3.0, torch.tensor([]), torch.tensor([])) == 3.0
+
+
+def test_a_reward_is_fused_with_those_of_known_answers_that_are_alike(encoder_path, write):
+    known = [("the cat", "the dog ran"), ("the sky", "the cat sat"), ("the cat", "the dog sat")]
+    lines = [{"prompt": prompt, "completion": text, "answer": "the dog sat"} for prompt, text in known]
+    pairs = write("known.jsonl", "\n".join(map(json.dumps, lines)))
+    options = {"path": encoder_path, "device": "cpu", "source": "right", "pairs": pairs}
+    source = load_reward("exact_match")
+    prompts, texts = ["the cat", "the sky", "the cat"], ["the dog ran", "zzz 9", "the dog sat"]
+    samples = Samples(prompts, texts, columns={"answer": ["the dog sat", "zzz 9", None]})
+    rows = [*known, *zip(prompts, texts, strict=True)]
+    vectors = [vector(encoder_path, f"{prompt}\n{text}").double() for prompt, text in rows]
+    near = [torch.cosine_similarity(vectors[3], each, dim=0).item() for each in vectors[:3]]
+    for most, least in ((5, 1e-6), (1, 1e-6), (5, 0.999999)):
+        reward = RewardFusion(**options, most=most, least=least)
+        reward.setup(Context(sources={"right": source}))
+        scores = reward.score(samples)
+        kept = sorted([(sim, float(k == 2)) for k, sim in enumerate(near) if sim >= least], reverse=True)[:most]
+        assert kept[0][0] == pytest.approx(1.0)  # the row itself is among those that are known
+        wanted = sum(sim * known_reward for sim, known_reward in kept) / (1 + sum(sim for sim, _ in kept))
+        assert scores[0] == pytest.approx(wanted, abs=1e-5)
+        assert scores[2] is None
+    check_reward(reward, answer=["22", "hot", None, "cold", "", "22"])
+    watched = {"use": "exact_match", "as": "right", "weight": 0.0}
+    fusion = {"use": "reward_fusion", "with": options | {"most": 1}}
+    pipeline = Pipeline.from_recipe(Recipe.parse({"rewards": [watched, fusion]}, check_trl=False))
+    pipeline.setup(Context())
+    assert pipeline.score(samples, 3).rewards[0].item() == pytest.approx(0.0, abs=1e-6)  # the most alike is wrong too
+
+
+def test_what_fusion_cannot_use_is_said(write):
+    def made(source="right", pairs="none.jsonl"):
+        return RewardFusion(path="x", source=source, pairs=pairs)
+
+    with pytest.raises(RewardError, match="source: 'left' must be a source of the recipe that scores row by row"):
+        made("left").setup(Context())
+    sources = {"right": load_reward("exact_match")}
+    with pytest.raises(RewardError, match=r"pairs: 'none\.jsonl'"):
+        made().setup(Context(sources=sources))
+    pairs = write("known.jsonl", '{"prompt": "a", "completion": "b"}')
+    with pytest.raises(RewardError, match="line 1: wanted an object with 'answer'"):
+        made(pairs=pairs).setup(Context(sources=sources))
+    with pytest.raises(ValueError, match="least must be above 0"):
+        RewardFusion(path="x", source="right", pairs="p", least=0.0)

@@ -11,6 +11,7 @@ def register_rewards():
         "r1_consistency": "trl_rewards_shaping.r1_reward:R1Consistency",
         "r1_format": "trl_rewards_shaping.r1_reward:R1Format",
         "relevance_r3": "trl_rewards_shaping.r3:RelevanceR3",
+        "reward_fusion": "trl_rewards_shaping.reward_fusion:RewardFusion",
         "repetition": "trl_rewards_shaping.repetition:Repetition",
         "rlcr": "trl_rewards_shaping.rlcr:RLCR",
     }
@@ -19,6 +20,7 @@ def register_rewards():
 @hookimpl
 def register_combiners():
     return {
+        "hybrid_router": "trl_rewards_shaping.harmo:HybridRouter",
         "r1_reward": "trl_rewards_shaping.r1_reward:R1Reward",
         "uncertainty_weight": "trl_rewards_shaping.ctrl_u:UncertaintyWeight",
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from trl_rewards import Context
-from trl_rewards.models import InProcess
+from trl_rewards.models import Held, InProcess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,9 @@ class Encoder(InProcess):
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
         self._embedder: Embedder | None = None
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models import load_embedder

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 from trl_rewards import Reward, Samples, Score
-
-
-def repeated_share(items: Sequence[Hashable], n: int) -> float:
-    """Share of n-grams that are there already, 1 - distinct / all, in [0, 1); 0 with fewer than n items."""
-    ngrams = list(zip(*(items[start:] for start in range(n)), strict=False))
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+from trl_rewards.maths import repeated_share
 
 
 class Repetition(Reward):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from trl_rewards import Context, Failed, Reward, Samples, Score, load_reward
+from trl_rewards.maths import auroc, brier, ece
 
 MALFORMED = -1.0
 """What a reply of another form earns: as little as a wrong answer of full confidence."""
@@ -57,41 +57,6 @@ def plain(text: str) -> str:
     """Lower case, without punctuation, articles and superfluous spaces, as HotpotQA compares answers."""
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", text).split())
-
-
-def brier(confidences: Sequence[float], right: Sequence[float]) -> float:
-    """Mean of (q - c)², in [0, 1]; 0 is best."""
-    return sum((q - c) ** 2 for q, c in zip(confidences, right, strict=True)) / len(right)
-
-
-def ece(confidences: Sequence[float], right: Sequence[float], bins: int = 10) -> float:
-    """Expected calibration error: |mean confidence - share of right answers| over bins of equal width, by their size.
-
-    In [0, 1]; 0 is best. A bin holds its lower edge, the last one 1 too.
-    """
-    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for q, c in zip(confidences, right, strict=True):
-        found = sums[min(int(q * bins), bins - 1)]
-        found[0] += q
-        found[1] += c
-    return sum(abs(q - c) for q, c in sums.values()) / len(right)
-
-
-def auroc(confidences: Sequence[float], right: Sequence[float]) -> float | None:
-    """How often a right answer is more confident than a wrong one, ties half; None where all are right, or wrong."""
-    ranked = sorted(zip(confidences, right, strict=True))
-    wins, start, wrong = 0.0, 0, 0
-    while start < len(ranked):
-        end = start
-        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
-            end += 1
-        hits = sum(1 for _, c in ranked[start:end] if c)
-        misses = end - start - hits
-        wins += hits * (wrong + misses / 2)
-        wrong += misses
-        start = end
-    pairs = wrong * (len(ranked) - wrong)
-    return wins / pairs if pairs else None
 
 
 def vote_weights(answers: Sequence[str], confidences: Sequence[float]) -> Mapping[str, float]:
@@ -141,6 +106,9 @@ class RLCR(Reward):
 
     def reads(self) -> tuple[str, ...]:
         return (self.answer,)
+
+    def proper(self) -> bool:
+        return self.measure in ("reward", "brier")
 
     def setup(self, context: Context) -> None:
         self._context = context

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards import Context, Failed, RewardError, Samples, Score
-from trl_rewards.models import Ask, JudgeReward
+from trl_rewards.models import Ask, Held, JudgeReward
 from trl_rewards_themis.calling import Row, ToolEntries, ask_tools, measures, rows_of, toolbox_of, traced
 from trl_rewards_themis.trajectory import Trajectory, begin, user_text, written_by
 
@@ -87,6 +87,9 @@ class ThemisServed(JudgeReward):
     def reads(self) -> tuple[str, ...]:
         own = (name for name in (self.question, self.context) if name)
         return tuple(dict.fromkeys([*own, *self._toolbox.reads()]))
+
+    def held(self) -> list[Held]:
+        return [Held(self.scorer)] if self.scorer else []
 
     def setup(self, context: Context) -> None:
         from trl_rewards.models import load_scorer

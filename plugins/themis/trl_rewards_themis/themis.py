@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_rewards import Context, Failed, Samples, Score
-from trl_rewards.models import InProcess, without_thinking
+from trl_rewards.models import Held, InProcess, without_thinking
 from trl_rewards_themis.calling import Row, ToolEntries, ask_tools, measures, rows_of, toolbox_of, traced
 from trl_rewards_themis.trajectory import Action, Trajectory, begin
 
@@ -71,6 +71,9 @@ class Themis(InProcess):
     def reads(self) -> tuple[str, ...]:
         own = (name for name in (self.question, self.context) if name)
         return tuple(dict.fromkeys([*own, *self._toolbox.reads()]))
+
+    def held(self) -> list[Held]:
+        return [Held(self.path, self.token_budget)]
 
     def setup(self, context: Context) -> None:
         from trl_rewards_themis.writing import load

@@ -1,0 +1,169 @@
+"""`trl-rewards plan`: what it counts is what PyTorch, PEFT and bitsandbytes keep."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from typer.testing import CliRunner
+
+from trl_rewards import RecipeError
+from trl_rewards.cli import app
+from trl_rewards.footprint import Shape, optimiser, shape_of
+from trl_rewards.models import InProcess
+from trl_rewards.plan import GIB, plan
+from trl_rewards.plugins import load_plugins
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WIDTHS = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 500,
+}
+
+
+def kept_bytes(model, ids) -> int:
+    """What a forward pass keeps for the backward, weights apart."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept, sizes = [], {}
+
+    def keep(tensor):
+        kept.append(tensor)  # or its memory would be used again
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("config", [Qwen2Config, Qwen3Config, LlamaConfig])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_are_within_a_fifth_of_what_torch_keeps(config, dtype, lora):
+    config = config(**WIDTHS)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"), autocast_adapter_dtype=False)
+    model.train()
+    found = kept_bytes(model, torch.randint(0, 500, (2, 64)))
+    said = Shape.of(config, classifier=False).learning(2, 64, dtype, checkpointing=False)
+    assert found == pytest.approx(said, rel=0.2)
+
+
+def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
+    shape = Shape.of(Qwen2Config(**WIDTHS), classifier=False)
+    whole, checkpointed = (shape.learning(2, 64, "bfloat16", flag) for flag in (False, True))
+    assert whole == 3 * 2 * 64 * shape.layer(2)
+    assert checkpointed == 2 * 64 * (3 * 2 * 256 + shape.layer(2))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_4bit_weights_are_what_bitsandbytes_holds(tmp_path, nested):
+    config = Qwen2Config(**WIDTHS)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantization, dtype=torch.bfloat16)
+    found = 0
+    for weight in model.parameters():
+        found += weight.nbytes
+        if state := getattr(weight, "quant_state", None):
+            found += state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0)
+    said = Shape.of(config, classifier=False).weights("bfloat16", "4bit", nested)
+    assert said == pytest.approx(found, rel=0.001)
+
+
+def test_adapter_and_cache_are_counted_by_their_shapes():
+    shape = Shape.of(Qwen2Config(**WIDTHS), classifier=False)
+    # q: 256 x 256 and v: 256 x 64 in each of three layers, with r numbers for each row and column
+    assert shape.adapter(LoraConfig(r=4, target_modules=["q_proj", "v_proj"])) == 3 * 4 * (512 + 320)
+    assert shape.cache(rows=5, tokens=7, dtype="bfloat16") == 5 * 7 * 3 * (2 * 64) * 2
+    with pytest.raises(ValueError, match="no_proj"):
+        shape.adapter(LoraConfig(r=4, target_modules=["no_proj"]))
+
+
+def test_optimisers_keep_two_moments_but_for_those_that_do_not():
+    assert optimiser("adamw_torch_fused", 100, 4) == 800
+    assert optimiser("adamw_torch", 100, 2) == 400
+    assert optimiser("paged_adamw_8bit", 100, 4) == 200
+    assert optimiser("lion_32bit", 100, 4) == 400
+    assert optimiser("adafactor", 100, 4) == optimiser("sgd", 100, 4) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as their model cards and checkpoints' indices have them
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("lmsys/vicuna-7b-v1.3", 6_738_415_616),
+        ("Skywork/Skywork-Reward-V2-Llama-3.1-8B", 7_504_928_768),
+        ("internlm/POLAR-7B", 7_358_652_416),
+    ],
+)
+def test_shapes_of_published_models_have_their_numbers_of_parameters(name, parameters):
+    assert shape_of(name).parameters == parameters
+
+
+def test_every_reward_with_a_model_in_this_process_says_what_it_holds():
+    rewards = [entry.load() for entry in load_plugins().of_kind("reward")]
+    silent = [cls.__name__ for cls in rewards if issubclass(cls, InProcess) and cls.held is InProcess.held]
+    assert not silent
+
+
+@pytest.mark.slow
+def test_gpu_recipes_fit_the_card_that_they_name():
+    too_large = {}
+    for file in sorted(RECIPES.glob("*/gpu*.yaml")):
+        named = re.search(r"GPUs? of (\d+) GB", file.read_text())
+        assert named, f"{file} names no card"
+        made = plan(str(file))
+        if not made.fits(float(named[1])):
+            too_large[file.parent.name] = {phase: made.at(phase) / GIB for phase in ("generate", "score", "learn")}
+    assert not too_large
+
+
+def test_plan_says_whether_a_recipe_fits_a_card(policy_path, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"trainer: grpo\nmodel_name_or_path: {policy_path}\ndataset_name: bundled:tiny\noutput_dir: {tmp_path}/run\n"
+        f"rewards: [exact_match, {{use: model, with: {{path: {policy_path}, device: 'cuda:1'}}}}]\n"
+        "advantage: group_norm\nuse_cpu: true\n"
+    )
+    found = CliRunner().invoke(app, ["plan", str(recipe), "--json", "--card", "24"])
+    assert found.exit_code == 0, found.output
+    made = json.loads(found.output)
+    assert made["card_gib"] == 16
+    assert made["bytes"]["learn"] > made["bytes"]["score"] > 0
+    assert made["notes"] == [f"model: {policy_path} is on cuda:1, not counted"]
+    found = CliRunner().invoke(app, ["plan", str(recipe), "--card", "0.5"])
+    assert found.exit_code == 1
+    assert "fits a card of 16 GiB" in found.output
+
+
+def test_a_model_that_nobody_knows_is_an_error_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "trainer: grpo\nmodel_name_or_path: nobody/nothing\ndataset_name: bundled:tiny\nrewards: [exact_match]\n"
+        f"output_dir: {tmp_path}/run\nadvantage: group_norm\n"
+    )
+    with pytest.raises(RecipeError, match="model_name_or_path: no config of 'nobody/nothing'"):
+        plan(str(recipe))

@@ -1,0 +1,207 @@
+"""`trl-rewards reproduce`: claims run as arms over seeds, and say what came out."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from trl_rewards import RecipeError, RewardError
+from trl_rewards.cli import app
+from trl_rewards.recipe import Recipe
+from trl_rewards.reproduce import Expectation, Interval, claims, interval, judge, kept, load_claim, reproduce
+
+# Logs a curve that rises to a seed's end, after it has read what the stage left.
+ARM = """
+import json, pathlib, sys
+out, seed, end, stage = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), pathlib.Path(sys.argv[4])
+assert json.loads((stage / "stage.json").read_text()) == {"seed": seed}
+lines = [{"step": step, "right": end * step / 4 + seed / 100} for step in range(5)] + [{"step": 4, "loss": 0.0}]
+(out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+"""
+STAGE = """
+import json, pathlib, sys
+(pathlib.Path(sys.argv[1]) / "stage.json").write_text(json.dumps({"seed": int(sys.argv[2])}))
+"""
+
+
+def claim_of(tmp_path, **changes) -> str:
+    for name, text in (("arm.py", ARM), ("stage.py", STAGE)):
+        (tmp_path / name).write_text(textwrap.dedent(text))
+
+    def arm(end):
+        return {"command": [f"{tmp_path}/arm.py", "{out}", "{seed}", str(end), "{model}"], "before": ["model"]}
+
+    whole = {
+        "paper": "https://huggingface.co/papers/2410.15115",
+        "claim": "new is better than old",
+        "miniature": "curves",
+        "stages": {"model": {"command": [f"{tmp_path}/stage.py", "{out}", "{seed}"]}},
+        "arms": {"old": arm(0.5), "new": arm(0.8)},
+        "measures": {
+            "right": {"key": "right"},
+            "steps": {"key": "right", "take": "steps_to", "level": 0.4},
+            "gain": {"key": "right", "take": "gain"},
+        },
+        "expect": [
+            {"measure": "right", "arm": "new", "than": "old"},
+            {"measure": "steps", "arm": "new", "than": "old", "direction": "lower"},
+        ],
+    } | changes
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(whole, sort_keys=False))
+    return str(file)
+
+
+def test_interval_is_students_t_over_seeds():
+    # mean 2, standard deviation 1, three seeds: 4.303 / sqrt 3
+    found = interval([1.0, 2.0, 3.0])
+    assert found == pytest.approx((2.0, 2.0 - 4.303 / math.sqrt(3), 2.0 + 4.303 / math.sqrt(3)))
+    assert interval([5.0]) == Interval(5.0, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("direction", "by", "found", "verdict"),
+    [
+        ("higher", 0.0, (0.2, 0.1, 0.3), "reproduced"),
+        ("higher", 0.0, (0.2, -0.1, 0.5), "direction only"),
+        ("higher", 0.0, (-0.2, -0.3, -0.1), "not reproduced"),
+        ("higher", 0.15, (0.2, 0.1, 0.3), "direction only"),
+        ("lower", 0.0, (-0.2, -0.3, -0.1), "reproduced"),
+        ("lower", 0.0, (0.2, -0.1, 0.5), "not reproduced"),
+        ("not_lower", 0.03, (0.0, -0.02, 0.02), "reproduced"),
+        ("not_lower", 0.03, (-0.02, -0.05, 0.01), "direction only"),
+        ("not_lower", 0.03, (-0.1, -0.12, -0.08), "not reproduced"),
+        ("not_higher", 0.03, (0.1, 0.05, 0.15), "not reproduced"),
+        ("higher", 0.0, (0.2, -math.inf, math.inf), "direction only"),
+        ("not_lower", 0.0, (0.0, 0.0, 0.0), "reproduced"),
+        ("higher", 0.0, (0.0, 0.0, 0.0), "not reproduced"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(direction, by, found, verdict):
+    assert judge(Expectation("right", "new", "old", direction, by), Interval(*found)) == verdict
+
+
+def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
+    claim, out, said = load_claim(claim_of(tmp_path)), tmp_path / "runs", []
+    result = reproduce(claim, out, seeds=3, jobs=2, tell=said.append)
+    assert [line.partition(":")[0] for line in said] == [
+        *(f"model, seed {seed}" for seed in range(3)),
+        *(f"{arm}, seed {seed}" for seed in range(3) for arm in ("old", "new")),
+    ]
+    assert result["values"]["new"]["right"] == pytest.approx([0.80, 0.81, 0.82])
+    assert result["values"]["old"]["steps"] == [4.0, 4.0, 4.0]
+    assert result["values"]["new"]["steps"] == [2.0, 2.0, 2.0]
+    assert result["values"]["old"]["gain"] == pytest.approx([0.5, 0.5, 0.5])
+    assert [each["difference"][0] for each in result["expected"]] == pytest.approx([0.3, -2.0])
+    assert result["verdict"] == "reproduced"
+    assert json.loads((out / "result.json").read_text())["verdict"] == "reproduced"
+    assert (out / "plot.png").stat().st_size > 2000
+
+    (out / "new-1" / "done.json").unlink()
+    kept_line = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
+    made_line = (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns
+    again = reproduce(claim, out, seeds=3, jobs=1, tell=said.append)
+    assert (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns == kept_line
+    assert (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns > made_line
+    assert again["values"] == result["values"]
+    changed = load_claim(claim_of(tmp_path, arms=_with_end(claim_of(tmp_path), "new", "0.9")))
+    assert reproduce(changed, out, seeds=1, tell=said.append)["values"]["new"]["right"] == pytest.approx([0.9])
+
+
+def _with_end(file, arm, end):
+    arms = yaml.safe_load(Path(file).read_text())["arms"]
+    arms[arm]["command"][3] = end
+    return arms
+
+
+def test_a_level_that_no_seed_reaches_and_a_missing_metric_are_said(tmp_path):
+    never = {"steps": {"key": "right", "take": "steps_to", "level": 7.0}}
+    expect = [{"measure": "steps", "arm": "new", "than": "old", "direction": "lower"}]
+    claim = load_claim(claim_of(tmp_path, measures=never, expect=expect))
+    with pytest.raises(RewardError, match="steps of new and old: no seed has both"):
+        reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+    claim = load_claim(
+        claim_of(tmp_path, measures={"right": {"key": "wrong"}}, expect=[expect[0] | {"measure": "right"}])
+    )
+    with pytest.raises(RewardError, match=r"metrics.jsonl has no 'wrong'; it has loss, right, step"):
+        reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+
+
+def test_a_run_that_fails_is_named_with_its_log_after_the_others_are_done(tmp_path):
+    arms = _with_end(claim_of(tmp_path), "old", "no number")
+    claim, out = load_claim(claim_of(tmp_path, arms=arms)), tmp_path / "runs"
+    with pytest.raises(RewardError, match=r"failed: old, seed 0 \(see .*old-0/log.txt\)"):
+        reproduce(claim, out, seeds=1, tell=lambda line: None)
+    assert "could not convert string to float" in (out / "old-0" / "log.txt").read_text()
+    assert (out / "new-0" / "done.json").is_file()
+
+
+def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
+    file = claim_of(
+        tmp_path,
+        arms={"old": {"command": ["x"], "before": ["nothing"]}, "new": {"recipe": "quickstart", "command": ["x"]}},
+        measures={"right": {"key": "right", "take": "best"}, "steps": {"key": "right", "take": "steps_to"}},
+        expect=[{"measure": "length", "arm": "newer", "than": "old", "direction": "better"}, {"arm": "old"}],
+        wordy=True,
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_claim(file)
+    said = str(caught.value)
+    for part in (
+        "arms.old: before names 'nothing'",
+        "arms.new: give recipe or command",
+        "measures.right: take: must be",
+        "measures.steps: level goes with",
+        "expect[0]: direction: must be",
+        "expect[1]: measure is required",
+        "wordy: unknown key",
+    ):
+        assert part in said, said
+    with pytest.raises(RecipeError, match="no such file, nor a bundled claim"):
+        load_claim("nobody")
+
+
+def test_bundled_claims_are_whole_and_their_recipes_take_their_overrides():
+    assert claims()
+    for name in claims():
+        claim = load_claim(name)
+        for stage in (*claim.stages.values(), *claim.arms.values()):
+            if stage.recipe:
+                filled = {key: 0 if value == "{seed}" else value for key, value in stage.overrides.items()}
+                Recipe.load(stage.recipe, filled, check_trl=False)
+        if claim.full:
+            Recipe.load(claim.full, check_trl=False)
+        result = kept(name)
+        assert result is None or set(result["values"]) == set(claim.arms)
+
+
+def test_the_command_lists_claims_and_prints_a_table_and_a_verdict(tmp_path):
+    listed = CliRunner().invoke(app, ["reproduce"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in claims())
+    done = CliRunner().invoke(
+        app, ["reproduce", claim_of(tmp_path), "--seeds", "2", "--jobs", "2", "--out", str(tmp_path / "runs")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "new is better than old" in done.output
+    assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in done.output
+    assert (tmp_path / "runs/mine/plot.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_as_an_arm_with_its_overrides_and_seed(tmp_path):
+    overrides = {"max_steps": 1, "eval_on_start": False, "eval_strategy": "no", "per_device_train_batch_size": 16}
+    arm = {"recipe": "quickstart", "overrides": {**overrides, "logging_steps": 1, "rewards.length.weight": 0.5}}
+    measures = {"reward": {"key": "reward"}}
+    expect = [{"measure": "reward", "arm": "only", "than": 0.0}]
+    claim = load_claim(claim_of(tmp_path, stages={}, arms={"only": arm}, measures=measures, expect=expect))
+    result = reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+    assert 0 < result["values"]["only"]["reward"][0] < 3
+    saved = yaml.safe_load((tmp_path / "runs/only-0/recipe.yaml").read_text())
+    assert (saved["seed"], saved["rewards"][3]["weight"], saved["max_steps"]) == (0, 0.5, 1)
