@@ -1,6 +1,6 @@
 """Do ensembles of reward models mitigate over-optimisation? Best of n and GRPO against a known truth.
 
-    python benchmarks/ensembles.py [--seeds 5] [--out runs/ensembles] [--quick]
+    python benchmarks/ensembles.py [--seeds 0 1 2 3 4] [--out runs/ensemble-study] [--quick]
 
 The truth ("gold") is whether an answer is right. For each seed: pairs of a right and a wrong answer of the bundled
 policy, a quarter of them the wrong way round; five reward models that learn from these pairs, in an order of their own
@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from trl_rewards_ensembles.uwo import uwo
 
 from trl_rewards import Recipe, bundled
-from trl_rewards.models.pretrained import Loading
+from trl_rewards.models import Loading, average
 from trl_rewards.models.sampling import load_sampler, sample_candidates
 from trl_rewards.offline import score_dataset
 from trl_rewards.pairs import Sampling
@@ -43,8 +42,6 @@ from trl_rewards.train import build_trainer, quieten_libraries
 ROOT = Path(__file__).parent.parent
 GOLD = {"use": "exact_match", "with": {"take": "last_word"}}
 METHODS = ("single", "mean", "min", "uwo", "warm")
-
-
 LENGTH = 48  # tokens of an answer at most
 WINDOW = 5  # GRPO steps of which a point of a curve is the mean
 STUDENT = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles, one to four degrees of freedom
@@ -162,12 +159,10 @@ def words(options: dict[str, Any]) -> list[str]:
     ]
 
 
-def average(folders: list[Path], out: Path) -> None:
-    """WARM: one model with the mean of all parameters."""
-    shutil.copytree(folders[0], out, dirs_exist_ok=True)
-    states = [load_file(folder / "model.safetensors") for folder in folders]
-    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
-    save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
+def merge(folders: list[Path], out: Path) -> None:
+    """WARM: one model of the members' mean weights."""
+    shutil.rmtree(out, ignore_errors=True)
+    average(out, folders)
 
 
 def sources(method: str, folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -304,7 +299,7 @@ def run_seed(seed: int, study: Study, folder: Path, methods: Sequence[str] = ())
             f"member{k}",
             lambda k=k: fit(str(here / "start"), here / "pairs", here / f"member{k}", study, 100 * seed + k),
         )
-    once("models", "warm", lambda: average([here / f"member{k}" for k in range(study.members)], here / "warm"))
+    once("models", "warm", lambda: merge([here / f"member{k}" for k in range(study.members)], here / "warm"))
     once("pool", "curves", lambda: choose(here, pool, study))
     for method in methods:
         once("grpo", method, lambda method=method: optimise(method, here, study, seed))
@@ -323,6 +318,7 @@ def chosen(seed: dict[str, Any], method: str) -> dict[str, float]:
     gold = {name: [point["gold"] for point in curve] for name, curve in curves["best_of_n"].items()}
     return {
         "pairs in the right order": curves["accuracy"][method],
+        "pairs less those of single": curves["accuracy"][method] - curves["accuracy"]["single"],
         "gold at its best n": max(gold[method]),
         "gold at the largest n": gold[method][-1],
         "less that of single": gold[method][-1] - gold["single"][-1],
@@ -389,7 +385,7 @@ def draw_curves(curves: dict[str, dict[str, list[list[dict[str, float]]]]], out:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ensembles")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ensemble-study")
     parser.add_argument("--report", action="store_true", help="of what is in --out; run nothing")
     parser.add_argument("--quick", action="store_true", help="see that it runs: too small to mean anything")
     given = parser.parse_args()
@@ -421,7 +417,7 @@ def main() -> None:
     results = {"study": asdict(study), "tables": tables, "seeds": found}
     (to / "benchmarks").mkdir(exist_ok=True)
     (to / "docs").mkdir(exist_ok=True)
-    (to / "benchmarks" / "ensembles.json").write_text(json.dumps(results, indent=None) + "\n")
+    (to / "benchmarks" / "ensembles.json").write_text(json.dumps(results) + "\n")
     draw_curves(curves, to / "docs" / "ensembles.png")
 
 
