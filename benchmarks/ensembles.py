@@ -71,7 +71,18 @@ class Study:
     grpo_learning_rate: float = 6e-4
 
 
-QUICK = Study(2, 16, 0.25, 2, 2, 1e-3, 60, 4, 8, (1, 2, 4), 2, 16, 5e-4)
+QUICK = Study(
+    members=2,
+    pairs=16,
+    probe_steps=2,
+    steps=2,
+    train_prompts=60,
+    test_prompts=4,
+    pool=8,
+    best_of=(1, 2, 4),
+    grpo_steps=2,
+    grpo_batch=16,
+)
 
 
 def draw(split: str, prompts: int, n: int, folder: Path) -> list[dict[str, Any]]:
@@ -277,7 +288,7 @@ def run_seed(seed: int, study: Study, folder: Path, methods: Sequence[str] = ())
     file = folder / f"seed{seed}.json"
     done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seed": seed, "seconds": {}}
 
-    def once(part: str, key: str, make: Any) -> None:
+    def once(part: str, key: str, make: Callable[[], Any]) -> None:
         if key in done.setdefault(part, {}):
             return
         before = time.process_time()
