@@ -76,7 +76,7 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        _table(("GiB", *PHASES), made.rows())
+        _table(("GiB", *PHASES), made.rows(), folds=0)
         print("".join(f"\n{note}" for note in made.notes))
         print(f"fits a card of {made.card} GiB" if made.card else "fits no usual card")
     if card is not None and not made.fits(card):
@@ -619,7 +619,7 @@ def reproduce(
         result = claims.reproduce(claim, out / claim.name, seeds, jobs)
         titles, rows = claims.table(claim, result)
         print()
-        _table(titles, rows)
+        _table(titles, rows, folds=0)
         print(f"\n{claims.effect(result)}\n{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)")
         print(f"plot {out / claim.name / claims.PLOT}\n")
         if save:
@@ -652,13 +652,14 @@ def report(run_dir: Path) -> None:
         raise typer.Exit(1) from None
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], folds: int | None = None) -> None:
+    """`folds`: the column that gives way where the terminal is narrow; the last one, if nobody says."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, title in enumerate(header):
-        table.add_column(title, overflow="fold", no_wrap=index < len(header) - 1)
+        table.add_column(title, overflow="fold", no_wrap=index != (len(header) - 1 if folds is None else folds))
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     Console().print(table)
