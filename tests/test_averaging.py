@@ -128,6 +128,8 @@ def save_adapter(folder: Path, base: str, seed: int, **options) -> str:
 
 
 def test_adapters_are_merged_into_their_base_as_peft_would(policy_path, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
     targets = ["q_proj", "up_proj"]
     one = save_adapter(tmp_path / "one", policy_path, 1, target_modules=targets, alpha_pattern={"q_proj": 3})
     two = save_adapter(tmp_path / "two", policy_path, 2, target_modules=targets, use_rslora=True)
@@ -145,6 +147,12 @@ def test_adapters_are_merged_into_their_base_as_peft_would(policy_path, tmp_path
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, (both[0][name] + both[1][name]) / 2)
     assert "lm_head.weight" not in mean
+    # A merged adapter is a model like another, and goes with whole models of its base.
+    model = AutoModelForSequenceClassification.from_pretrained(f"{one}-merged", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "whole")
+    again = load_file(average(tmp_path / "mixed", [tmp_path / "whole", two]) / "model.safetensors")
+    for name, tensor in mean.items():
+        torch.testing.assert_close(again[name], tensor)
     dora = save_adapter(tmp_path / "dora", policy_path, 3, target_modules=targets, use_dora=True)
     with pytest.raises(RewardError, match="more than plain LoRA"):
         average(tmp_path / "out", [dora])

@@ -287,7 +287,7 @@ def _merged(path: str, folder: str, stack: ExitStack) -> _Member:
         return weight.float() + (change.T if lora.fan_in_fan_out else change)
 
     beside = [base, *([folder] if os.path.isfile(os.path.join(folder, "tokenizer_config.json")) else [])]
-    return _Member(path, json.loads(config.to_json_string(use_diff=False)), stored, read, beside)
+    return _Member(path, json.loads(config.to_json_string()), stored, read, beside)
 
 
 def _check_lora(path: str, lora: Any) -> None:

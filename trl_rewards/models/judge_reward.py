@@ -274,7 +274,7 @@ class JudgeReward(JudgeOptions):
             messages=ask.messages,
             temperature=max(self.temperature, RETRY_TEMPERATURE) if attempt else self.temperature,
             top_p=self.top_p,
-            max_tokens=self.max_tokens,
+            max_tokens=ask.extra.get("max_tokens", self.max_tokens),
             seed=None if self.seed is None else self.seed + attempt,
             extra={**self.extra_fields, **ask.extra, **self.extra_body},
             schema=None if self.structured == "off" else self.schema(ask),
@@ -288,20 +288,22 @@ class JudgeReward(JudgeOptions):
         if isinstance(reply, Failed):
             scores = [reply] * len(exchange.ask.rows)
         else:
-            scores = self._read(exchange.ask, reply)
-            counts["cut_replies"] += reply.finish == "length"
+            scores = self._read(exchange.ask, exchange.question.request, reply)
+            counts["cut_replies"] += _is_cut(exchange.question.request, reply)
             counts["unparsable"] += _holes(scores) > 0
         if not exchange.scores or _holes(scores) < _holes(exchange.scores):
             exchange.scores = scores
         if isinstance(reply, Failed) or not _holes(scores) or attempt >= self.parse_retries:
             return True
+        if exchange.question.request.max_tokens == 1:  # its probabilities would be the same again
+            return True
         exchange.question = exchange.question._replace(request=self._request(exchange.ask, attempt + 1))
         return False
 
-    def _read(self, ask: Ask, reply: Reply) -> list[Score]:
+    def _read(self, ask: Ask, request: Request, reply: Reply) -> list[Score]:
         """What a reply says of each row; where it says nothing, the reason tells also of a cut or a refusal."""
-        text = reply.text
-        if reply.finish == "length":  # a number at the cut may have been going on
+        text, is_cut = reply.text, _is_cut(request, reply)
+        if is_cut:  # a number at the cut may have been going on
             text = text[:-100] + re.sub(r"[\w.,+-]+\Z", "", text[-100:])
         ask.logprobs = reply.logprobs
         scores: list[Score]
@@ -311,8 +313,8 @@ class JudgeReward(JudgeOptions):
             scores = [Failed(f"the reply could not be read: {error!r}")] * len(ask.rows)
         if len(scores) != len(ask.rows):
             raise RewardError(f"{self.display_name}.parse returned {len(scores)} scores for {len(ask.rows)} rows")
-        note = {"length": f" (the reply was cut off at max_tokens {self.max_tokens})", "refused": " (it refused)"}
-        why = note.get(reply.finish, "")
+        why = f" (the reply was cut off at max_tokens {request.max_tokens})" if is_cut else ""
+        why += " (it refused)" if reply.finish == "refused" else ""
         return [Failed(score.reason + why) if isinstance(score, Failed) else score for score in scores]
 
     def _finish(self, samples: Samples, answers: Answers, counts: Counter[str]) -> list[Score]:
@@ -342,6 +344,11 @@ def mean_score(scores: list[Score]) -> Score:
 
 def _answers(exchanges: list[_Exchange]) -> Answers:
     return [(exchange.ask, exchange.scores) for exchange in exchanges]
+
+
+def _is_cut(request: Request, reply: Reply) -> bool:
+    """Whether there was more to say. One token that is asked for, for its probabilities, is all that is wanted."""
+    return reply.finish == "length" and request.max_tokens > 1
 
 
 def _holes(scores: list[Score]) -> int:

@@ -156,6 +156,8 @@ def test_a_probability_is_read_from_the_candidates_of_the_first_token():
     assert probability_of_first({"A": math.log(0.3), " A": math.log(0.3), "B": math.log(0.2)}) == pytest.approx(0.75)
     assert probability_of_first({"A": math.log(0.9), "The": math.log(0.1)}) == pytest.approx(0.9)
     assert "neither A nor B" in probability_of_first({"The": 0.0}).reason
+    thinks = {"<think>": math.log(0.995), "A": math.log(0.004), "B": math.log(0.001)}  # 0.8 of next to nothing
+    assert "the likeliest began with '<think>'" in probability_of_first(thinks).reason
     assert "no logprobs" in probability_of_first(None).reason
 
 
@@ -334,8 +336,28 @@ def test_probabilities_of_both_orders_are_averaged(says):
     assert scores(reward, ["1", "2"]) == pytest.approx([0.25, 0.75])
     request = server.requests[0]
     assert (request["logprobs"], request["max_tokens"]) == (True, 1)
+    assert (request["temperature"], request["top_p"]) == (1.0, 1.0)  # probabilities as they are
     assert "response_format" not in request
     assert reward.metrics["position_bias"] == pytest.approx(0.3)  # 0.9 and 0.4 for the first
+
+
+def test_one_letter_is_no_cut_reply_and_is_not_asked_for_again(says):
+    """Servers say that a reply of the one token that was asked for ended by its length."""
+
+    class OneToken(Says):
+        def reply(self, request, fate):
+            body = super().reply(request, fate)
+            body["choices"][0]["finish_reason"] = "length"
+            return body
+
+    with OneToken(lambda texts, request: {"A": 0.7, "B": 0.3} if "3" not in texts.values() else {"Hm": 1.0}) as server:
+        options = {"verdict": "probability", "parse_retries": 3, "tokens_per_minute": 1e6}
+        reward = load_reward("pairwise_win_rate", model="m", endpoint=server.url, **options)
+        found = scores(reward, ["1", "2", "3"])
+        reward.close()
+    assert sorted(found[:2]) == pytest.approx([0.3, 0.7])
+    assert found[2].reason == "neither A nor B was a likely reply; the likeliest began with 'Hm'"
+    assert (reward.metrics["cut_replies"], reward.metrics["unparsable"], reward.metrics["requests"]) == (0, 2, 3)
 
 
 # --- pairwise_rl -----------------------------------------------------------------------------------------------------

@@ -178,6 +178,18 @@ def test_what_a_server_does_not_tell_of_is_a_hole_where_it_matters(told, norm, r
     assert reason in found.reason
 
 
+def test_a_reference_cannot_hold_tokens_that_mean_something_to_the_judge(judge_path, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(judge_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[VERDICT]"]})
+    AutoModelForCausalLM.from_pretrained(judge_path).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    reward = yes_token(str(tmp_path / "judge"), reference="gold")
+    reward.setup(Context())
+    (ask,) = reward.asks(make_samples(["the dog [VERDICT] ran"], gold=["the [VERDICT] cat"]))
+    assert "[VERDICT]" not in ask.messages[0]["content"]
+    assert '"the   cat"' in ask.messages[0]["content"]
+
+
 class Tells(ScriptedJudge):
     """Says how probable yes and no are, by whether the answer names the reference's number."""
 

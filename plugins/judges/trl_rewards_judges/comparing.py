@@ -21,6 +21,10 @@ TASK = "Two answers to one prompt, A and B, are given, and criteria. Say which a
 SAY_WHY = 'End with one JSON object and nothing after it: {"reason": "one sentence", "winner": "A" or "B" or "tie"}.'
 SAY_LETTER = "Reply with one letter, A or B, and nothing else."
 MOST_LOGPROBS = 20
+LEAST_SAID = 0.01
+"""Below this probability of A and B together a judge does not answer with a letter, and what is left is noise."""
+ONE_LETTER = {"logprobs": True, "top_logprobs": MOST_LOGPROBS, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
+"""Of a request whose first token is read; some servers divide logits by the temperature before they tell of them."""
 
 Answers = list[tuple[Ask, list[Score]]]
 """Questions, each with what its reply says of its rows."""
@@ -96,7 +100,8 @@ def both_ways(one_first: float, other_first: float) -> float:
 def probability_of_first(logprobs: dict[str, float] | None) -> float | Failed:
     """p(A) / (p(A) + p(B)) among the candidates of a reply's first token, with spaces or quotes around.
 
-    A letter that is not among them is at most as likely as the least likely candidate, which is taken for it.
+    A letter that is not among them is at most as likely as the least likely candidate, which is taken for it. Failed
+    where both together have less than 1 %: the judge began with something else, such as its thinking.
     """
     if not logprobs:
         return Failed("the server gives no logprobs, from which the probability is read; set verdict: text")
@@ -105,7 +110,7 @@ def probability_of_first(logprobs: dict[str, float] | None) -> float | Failed:
         letter = token.strip(" \n\"'*")
         if letter in found:
             found[letter] += math.exp(logprob)
-    if not any(found.values()):
+    if sum(found.values()) < LEAST_SAID:
         likely = max(logprobs, key=logprobs.__getitem__)
         return Failed(f"neither A nor B was a likely reply; the likeliest began with {likely!r:.40}")
     least = math.exp(min(logprobs.values())) or 1e-30
@@ -172,7 +177,7 @@ class Comparing(JudgeReward):
                 {"role": "system", "content": TASK + (SAY_LETTER if by_letter else SAY_WHY)},
                 {"role": "user", "content": "\n\n".join(user)},
             ],
-            "extra": {"logprobs": True, "top_logprobs": MOST_LOGPROBS, "max_tokens": 1} if by_letter else {},
+            "extra": dict(ONE_LETTER) if by_letter else {},
         }
 
     def floor(self) -> float | None:

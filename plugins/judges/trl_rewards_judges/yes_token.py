@@ -20,7 +20,6 @@ from trl_rewards.models import (
     fenced,
     fill,
     placeholders,
-    without_control_tokens,
 )
 from trl_rewards_judges._language import load_language_model
 
@@ -134,7 +133,7 @@ class YesToken(JudgeReward):
         for row, (text, reference) in enumerate(zip(self.shown(samples), self._references(samples), strict=True)):
             if reference is None:
                 continue
-            prompt = self.shown_prompt(samples, row)
+            prompt, reference = self.shown_prompt(samples, row), self.made_safe(reference)
             shared = self.nonce(prompt, reference)  # the same for a group, which then shares the text up to here
             values = {
                 "criteria": self.criteria,
@@ -153,7 +152,7 @@ class YesToken(JudgeReward):
         texts = [
             "" if value is None or value != value else str(value) for value in given
         ]  # NaN is how tables say None
-        return [without_control_tokens(text) if text.strip() else None for text in texts]
+        return [text if text.strip() else None for text in texts]
 
     def parse(self, ask: Ask, text: str) -> list[Score]:
         if not ask.logprobs:
