@@ -43,6 +43,16 @@ def test_after_a_stop_the_count_begins_anew():
     assert fires(Alarm("kl", "above", 1.0, 2, "stop"), [2.0] * 5) == [1, 3]
 
 
+def test_infinity_is_out_of_bounds_and_no_level_to_compare_with():
+    inf = float("inf")
+    assert fires(Alarm("kl", "above", 0.5), [0.1, inf, 0.1]) == [1]
+    assert fires(Alarm("kl", "rises", 0.5), [0.1, inf, 0.2, 0.3]) == [1]
+    assert fires(Alarm("reward", "falls", 0.5), [inf, 0.1, 0.2, -0.5]) == [3]
+    watch = AlarmWatch([Alarm("kl", "above", 0.5, then="stop")], RunRecorder(None))
+    assert [said for _, said in watch._look({"kl": inf})] == ["kl above 0.5: it is inf"]
+    assert watch._look({"kl": float("nan")}) == watch._look({"kl": None}) == []
+
+
 def problems(*alarms, **keys) -> list[str]:
     recipe = {"rewards": ["exact_match", "repetition"], "alarms": list(alarms)} | keys
     with pytest.raises(RecipeError) as caught:

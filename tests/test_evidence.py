@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+import yaml
 
 from trl_rewards.report import figures, page
 from trl_rewards.report.drawing import draw
@@ -53,6 +54,40 @@ def test_a_reward_that_rises_while_the_held_out_source_falls_is_said_with_step_a
         "After step 55 the reward rose from 0.41 to 0.80 while the held-out exact_match fell from 0.52 to 0.31. "
         "The KL to the reference was 0.10 nats per token by then."
     ]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {
+            "rewards": [
+                {"use": "exact_match", "weight": 0},
+                {"use": "reward_fusion", "with": {"source": "exact_match"}},
+            ]
+        },
+        {"rewards": [{"use": "bleuberi", "only_if": {"source": "exact_match", "at_least": 1}}]},
+        {"rewards": ["bleuberi"], "combine": {"use": "hybrid_router", "with": {"rule": "exact_match"}}},
+        {"rewards": ["bleuberi"], "combine": {"use": "lagrangian", "with": {"limits": {"exact_match": 0.5}}}},
+        {"rewards": ["bleuberi"], "filter": {"source": "exact_match"}},
+    ],
+)
+def test_a_source_that_another_part_of_the_recipe_uses_is_not_called_held_out(run, named):
+    columns = {"reward": ramp(0.4, 0.8, 60, 90), "rewards__exact_match__mean": ramp(0.5, 0.3, 60, 90)}
+    found = run(**columns, **held_out())
+    alone = yaml.safe_dump({"rewards": ["bleuberi", {"use": "exact_match", "weight": 0}]})
+    assert len(harms(found._replace(recipe=alone))) == 1
+    used = found._replace(recipe=yaml.safe_dump(named))
+    assert findings(used) == []
+    assert "proxy_gold" not in [plot.name for plot in figures.plots(used)]
+
+
+def test_the_kl_of_kto_is_said_to_be_of_answers(run):
+    found = run(kl=ramp(0.0, 8.0, 10, 90))
+    said = {name: findings(found._replace(recipe=f"trainer: {name}"))[0].text for name in ("grpo", "kto")}
+    assert "nats per token" in said["grpo"]
+    assert "nats per answer" in said["kto"]
+    plots = figures.plots(found._replace(recipe="trainer: kto"))
+    assert "whole answers" in next(plot.caption for plot in plots if plot.name == "policy")
 
 
 def test_a_held_out_source_that_rises_with_the_reward_is_no_harm(run):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from trl_rewards import RecipeError
 from trl_rewards.cli import app
 from trl_rewards.footprint import Shape, optimiser, shape_of
 from trl_rewards.models import InProcess
-from trl_rewards.plan import GIB, plan
+from trl_rewards.plan import GIB, Part, plan
 from trl_rewards.plugins import load_plugins
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -156,6 +157,65 @@ def test_plan_says_whether_a_recipe_fits_a_card(policy_path, tmp_path):
     found = CliRunner().invoke(app, ["plan", str(recipe), "--card", "0.5"])
     assert found.exit_code == 1
     assert "fits a card of 16 GiB" in found.output
+
+
+def planned(policy_path, tmp_path, **options):
+    recipe = {"trainer": "grpo", "model_name_or_path": policy_path, "dataset_name": "bundled:tiny", "use_cpu": True}
+    recipe |= {"output_dir": str(tmp_path / "run"), "rewards": ["exact_match"], "advantage": "group_norm"}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe | options))
+    return plan(str(file))
+
+
+def test_vllm_that_sleeps_takes_its_share_while_it_generates(policy_path, tmp_path):
+    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.9}
+    for sleeps, generating, learning in [(False, False, False), (True, False, True)]:
+        made = planned(policy_path, tmp_path, vllm_enable_sleep_mode=sleeps, **vllm)
+        made.parts = [Part("weights", 3 * GIB)]  # and 0.8 GiB of CUDA: more than a tenth of 24
+        assert made.fits(24) is generating
+        made.parts = [Part("activations", 3 * GIB, ("learn",))]
+        assert made.fits(24) is learning
+
+
+def test_mixed_precision_has_logits_in_fp32_and_copies_of_the_weights(policy_path, tmp_path):
+    settings = {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 16}
+    shape = shape_of(policy_path)
+    sizes = {}
+    for mixed in (True, False):
+        for checkpointing in (True, False):
+            more = {"bf16": mixed, "gradient_checkpointing": checkpointing, "dtype": "float32"}
+            parts = planned(policy_path, tmp_path, **settings, **more).parts
+            sizes[mixed, checkpointing] = {part.what: part.size for part in parts}
+    every = [size["logits of 8 rows of 16 tokens"] for size in sizes.values()]
+    assert every == [16 * 8 * 16 * shape.vocab] * 4
+    bf16 = planned(policy_path, tmp_path, **settings, bf16=True, dtype="bfloat16").parts
+    assert {part.what: part.size for part in bf16}["logits of 8 rows of 16 tokens"] == every[0]
+    copied = [what for what, size in sizes.items() if size.get("16-bit copies of the weights, by autocast")]
+    assert copied == [(True, False)]
+
+
+def test_autocast_keeps_copies_of_the_linear_layers():
+    config = Qwen2Config(**WIDTHS)
+    model = AutoModelForCausalLM.from_config(config)
+    widths, kept, copies = {weight.numel() for weight in model.parameters() if weight.ndim == 2}, [], {}
+
+    def keep(tensor):
+        kept.append(tensor)
+        if tensor.ndim == 2 and tensor.dtype == torch.bfloat16 and tensor.numel() in widths:
+            copies[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.randint(0, 500, (1, 7)), use_cache=False)
+    assert Shape.of(config, classifier=False).copies == sum(copies.values()) > 0
+
+
+def test_auto_takes_the_numbers_of_the_checkpoint(policy_path, tmp_path):
+    AutoModelForCausalLM.from_config(Qwen2Config(**WIDTHS), dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    made = planned(str(tmp_path / "half"), tmp_path, dtype="auto")
+    assert made.parts[0].what.endswith("bfloat16")
+    assert made.parts[0].size == 2 * shape_of(str(tmp_path / "half")).parameters
+    assert shape_of("Qwen/Qwen3-8B").published_in == "bfloat16"
 
 
 def test_a_model_that_nobody_knows_is_an_error_of_the_recipe(tmp_path, monkeypatch):

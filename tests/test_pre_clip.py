@@ -104,7 +104,7 @@ def test_the_recipes_key_is_checked_and_part_of_the_signature():
     assert "pre_clip:high:100.0,low:0.001" in recipe.signature
     assert Recipe.parse({"rewards": ["exact_match"], "pre_clip": False}, check_trl=False).pre_clip is None
     for entry, said in [
-        (3, "pre_clip: must be true, or limits such as"),
+        (3, "pre_clip: must be a mapping of options, such as {low: 0.001, high: 1000.0}, or true"),
         ({"hihg": 2.0}, "pre_clip: unknown option 'hihg', did you mean 'high'"),
         ({"low": 2.0}, "pre_clip: low must be between 0 and 1"),
     ]:

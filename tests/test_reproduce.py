@@ -15,7 +15,18 @@ from typer.testing import CliRunner
 from trl_rewards import RecipeError, RewardError
 from trl_rewards.cli import app
 from trl_rewards.recipe import Recipe
-from trl_rewards.reproduce import Expectation, Interval, claims, interval, judge, kept, load_claim, reproduce
+from trl_rewards.reproduce import (
+    Expectation,
+    Interval,
+    Measure,
+    claims,
+    interval,
+    judge,
+    kept,
+    load_claim,
+    measured,
+    reproduce,
+)
 
 # Logs a curve that rises to a seed's end, after it has read what the stage left.
 ARM = """
@@ -113,6 +124,28 @@ def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     assert again["values"] == result["values"]
     changed = load_claim(claim_of(tmp_path, arms=_with_end(claim_of(tmp_path), "new", "0.9")))
     assert reproduce(changed, out, seeds=1, tell=said.append)["values"]["new"]["right"] == pytest.approx([0.9])
+
+
+def test_arms_are_run_again_when_a_stage_before_them_was(tmp_path):
+    claim, out = load_claim(claim_of(tmp_path)), tmp_path / "runs"
+    reproduce(claim, out, seeds=1, tell=lambda line: None)
+    made = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
+    claim.stages["model"].command.append("another model")
+    reproduce(claim, out, seeds=1, tell=lambda line: None)
+    assert (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns > made
+
+
+def test_lines_without_a_number_are_left_out_of_a_measure(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 0.5, "b": null}\n{"step": 2, "a": null, "b": null}\n')
+    assert measured(Measure("a"), tmp_path) == 0.5
+    with pytest.raises(RewardError, match="'b' is null in every line"):
+        measured(Measure("b"), tmp_path)
+
+
+def test_a_level_that_some_seeds_never_reach_is_no_more_than_the_direction():
+    sooner = Expectation("steps", "new", "old", "lower")
+    assert judge(sooner, Interval(-3.0, -4.0, -2.0)) == "reproduced"
+    assert judge(sooner, Interval(-3.0, -4.0, -2.0), whole=False) == "direction only"
 
 
 def _with_end(file, arm, end):

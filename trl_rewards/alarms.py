@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ class Count:
         self.seen = True
         alarm = self.alarm
         out = self._is_out(value)
-        self._last.append(value)
-        if len(self._last) == alarm.logs:
+        if math.isfinite(value):  # an infinite one is out of bounds, and no level to compare others with
+            self._last.append(value)
+        if math.isfinite(value) and len(self._last) == alarm.logs:
             mean, best = sum(self._last) / alarm.logs, self._best
             self._best = mean if best is None else min(best, mean) if alarm.bound == "rises" else max(best, mean)
         self._row = self._row + 1 if out else 0

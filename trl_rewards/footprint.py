@@ -66,6 +66,16 @@ class Shape:
     def parameters(self) -> int:
         return sum(weight.numel() for weight in self.model.parameters())
 
+    @property
+    def published_in(self) -> str:
+        """The numbers of its weights as its config has them."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def copies(self) -> int:
+        """Bytes of what autocast keeps for the backward pass of weights in fp32: linear layers in 16 bits."""
+        return sum(2 * module.weight.numel() for module in self.model.modules() if isinstance(module, nn.Linear))
+
     def weights(self, dtype: str, quantization: Quantization, nested: bool = False) -> int:
         """Bytes of all weights. bitsandbytes quantises linear layers but the head; `nested`: their scales too."""
         head = self.model.get_output_embeddings()
@@ -114,8 +124,9 @@ class Shape:
         return tokens * SIZES[dtype] * (6 * self.hidden + 3 * self.mlp)
 
     def logits(self, tokens: int, dtype: str) -> int:
-        """Bytes of logits at the height of a backward pass: raw, scaled, log-probabilities, and gradients of two."""
-        return 5 * tokens * self.vocab * SIZES[dtype]
+        """Bytes of logits at the height of a backward pass of log-probabilities: four tensors in fp32, five in 16
+        bits."""
+        return (4 if dtype == "float32" else 5) * tokens * self.vocab * SIZES[dtype]
 
 
 def quantised(weight: torch.Tensor, quantization: Quantization, nested: bool) -> float:
@@ -152,7 +163,7 @@ def _shape_of(path: str, classifier: bool, trust_remote_code: bool) -> Shape:
         classifier = classifier or known[path].get("classifier", False)
         fields = known[known[path].get("like", path)]
         fields.pop("classifier", None)
-        return Shape.of(AutoConfig.for_model(fields.pop("model_type"), **fields), classifier)
+        return Shape.of(AutoConfig.for_model(fields.pop("model_type"), dtype="bfloat16", **fields), classifier)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -49,6 +49,8 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     vllm_share: float = 0.0
     """Of the card's memory, which vLLM takes for itself beside the trainer."""
+    vllm_phases: tuple[str, ...] = PHASES
+    """When it does: with sleep mode, only while it generates."""
 
     def add(self, what: str, size: float, phases: Sequence[str] = PHASES) -> None:
         if size:
@@ -63,8 +65,10 @@ class Plan:
         return max(map(self.at, PHASES))
 
     def fits(self, card: float) -> bool:
-        """Whether the height of every phase is within a card of so many GiB, less what vLLM keeps of it."""
-        return self.peak <= card * GIB * (1 - self.vllm_share)
+        """Whether the height of every phase is within a card of so many GiB, less what vLLM keeps of it then."""
+        return all(
+            self.at(phase) <= card * GIB * (1 - self.vllm_share * (phase in self.vllm_phases)) for phase in PHASES
+        )
 
     @property
     def card(self) -> int | None:
@@ -104,6 +108,11 @@ class _Run:
     """A LoraConfig, or None."""
     prompt: int
     completion: int
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a training step is in autocast: Accelerate then makes fp32 of the model's outputs."""
+        return bool(self.args.bf16 or self.args.fp16)
 
     @property
     def computes_in(self) -> str:
@@ -161,7 +170,7 @@ def _run(recipe: Recipe, prompt: int) -> _Run:
     else:  # pairs and labelled answers: the length of both together
         prompt, completion = 0, args.max_length or prompt
     quantization: Quantization = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else None
-    dtype = model.dtype if model.dtype in SIZES else "bfloat16" if quantization else "float32"
+    dtype = model.dtype if model.dtype in SIZES else "bfloat16" if quantization else shape.published_in
     return _Run(recipe.trainer, args, shape, dtype, quantization, model.use_bnb_nested_quant, lora, prompt, completion)
 
 
@@ -208,9 +217,11 @@ def _generation(made: Plan, run: _Run, recipe: Recipe) -> None:
         return
     if args.use_vllm:
         if args.vllm_mode == "colocate":
-            made.vllm_share = 0.0 if args.vllm_enable_sleep_mode else args.vllm_gpu_memory_utilization
+            made.vllm_share = args.vllm_gpu_memory_utilization
+            made.vllm_phases = ("generate",) if args.vllm_enable_sleep_mode else PHASES
+            when = ", while it generates" if args.vllm_enable_sleep_mode else ""
             made.notes.append(
-                f"vLLM takes {args.vllm_gpu_memory_utilization:.0%} of the card, the policy's weights a second time"
+                f"vLLM takes {made.vllm_share:.0%} of the card, the policy's weights a second time{when}"
             )
         else:
             made.notes.append("vLLM's server generates, on GPUs of its own")
@@ -289,10 +300,12 @@ def _learning(made: Plan, run: _Run) -> None:
         shape.learning(rows, tokens, run.computes_in, args.gradient_checkpointing),
         ["learn"],
     )
+    if run.mixed and run.dtype == "float32" and not run.quantization and not args.gradient_checkpointing:
+        made.add("16-bit copies of the weights, by autocast", shape.copies, ["learn"])
     if run.trainer == "reward":
         return
     if getattr(args, "use_liger_kernel", False):
         made.notes.append("the Liger kernel makes the loss in parts: no logits are counted")
         return
-    of = run.completion if run.online else tokens
-    made.add(f"logits of {rows} rows of {of} tokens", shape.logits(rows * of, run.computes_in), ["learn"])
+    of, dtype = run.completion if run.online else tokens, "float32" if run.mixed else run.dtype
+    made.add(f"logits of {rows} rows of {of} tokens", shape.logits(rows * of, dtype), ["learn"])

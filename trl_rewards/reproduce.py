@@ -137,13 +137,16 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def judge(expectation: Expectation, difference: Interval) -> str:
-    """One of VERDICTS: whether the whole interval of the difference is as expected, its mean alone, or neither."""
+def judge(expectation: Expectation, difference: Interval, whole: bool = True) -> str:
+    """One of VERDICTS: whether the whole interval of the difference is as expected, its mean alone, or neither.
+
+    Not `whole`: a level was not reached in some seeds, which are not in the difference; so it is no more than the
+    direction."""
     sign = 1.0 if expectation.direction in ("higher", "not_lower") else -1.0
     margin = expectation.by if expectation.direction in ("higher", "lower") else -expectation.by
     worst = sign * (difference.low if sign > 0 else difference.high)
     reaches = operator.gt if expectation.direction in ("higher", "lower") else operator.ge
-    if reaches(worst, margin):
+    if whole and reaches(worst, margin):
         return VERDICTS[0]
     return VERDICTS[1] if reaches(sign * difference.mean, margin) else VERDICTS[2]
 
@@ -287,11 +290,12 @@ def _run_all(todo: Sequence[Job], out: Path, jobs: int, tell: Callable[[str], No
 def _run(job: Job, out: Path, jobs: int) -> float | None:
     """Run one unless it is there; CPU seconds that it took, None where it failed."""
     words = _words(job, out)
-    made_by = {"words": words, "recipe": _recipe_text(job.stage), "version": _version()}
+    before = [_mark(out / f"{name}-{job.seed}") for name in job.stage.before]  # made again, they have another mark
+    made_by = {"words": words, "recipe": _recipe_text(job.stage), "version": _version(), "before": before}
     mark = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     done = job.folder / DONE
-    if done.is_file() and (before := json.loads(done.read_text()))["mark"] == mark:
-        return before["cpu_seconds"]
+    if done.is_file() and _mark(job.folder) == mark:
+        return json.loads(done.read_text())["cpu_seconds"]
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -306,6 +310,11 @@ def _run(job: Job, out: Path, jobs: int) -> float | None:
     seconds = usage.ru_utime + usage.ru_stime
     done.write_text(json.dumps({"mark": mark, "cpu_seconds": seconds}), encoding="utf-8")
     return seconds
+
+
+def _mark(folder: Path) -> str:
+    """What the run in a folder was made by."""
+    return json.loads((folder / DONE).read_text())["mark"]
 
 
 def _words(job: Job, out: Path) -> list[str]:
@@ -367,7 +376,7 @@ def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
                 "what": f"{each.measure}: {each.arm} {each.direction.replace('_', ' ')} than {than}",
                 "difference": list(difference) if len(pairs) > 1 else [difference.mean],
                 "seeds": len(pairs),
-                "verdict": judge(each, difference),
+                "verdict": judge(each, difference, whole=len(pairs) == seeds),
             }
         )
     runs = [out / f"{name}-{seed}" / DONE for seed in range(seeds) for name in (*claim.stages, *claim.arms)]
@@ -389,8 +398,10 @@ def measured(measure: Measure, folder: Path) -> float | None:
         raise RewardError(f"{file} is not there: the run did not write it")
     text = file.read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else [json.loads(text)]
-    found = [(line.get("step", 0), line[measure.key]) for line in lines if measure.key in line]
-    if not found:
+    found = [(line.get("step", 0), line[measure.key]) for line in lines if line.get(measure.key) is not None]
+    if not found:  # null is written where a metric was no number
+        if any(measure.key in line for line in lines):
+            raise RewardError(f"{file}: {measure.key!r} is null in every line")
         known = ", ".join(sorted({key for line in lines for key in line}))
         raise RewardError(f"{file} has no {measure.key!r}; it has {known}")
     series = [float(value) for _, value in found]

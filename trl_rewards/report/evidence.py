@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from trl_rewards.report.figures import disagreements
-from trl_rewards.report.run import Curve, Run, curve, finite, running_mean, tenth, watched
+from trl_rewards.report.run import Curve, Run, curve, finite, running_mean, tenth, trainer_of, watched
 
 ENOUGH = 20
 """Logs below which nothing is said of a metric."""
@@ -186,7 +186,8 @@ def _kl(run: Run) -> list[Finding]:
     if len(values) < ENOUGH:
         return []
     moved = change(values)
-    went = f"from {_n(moved.before)} to {_n(moved.after)} nats per token"
+    per = "answer" if trainer_of(run) == "kto" else "token"  # KTO's is of whole answers, to other prompts' questions
+    went = f"from {_n(moved.before)} to {_n(moved.after)} nats per {per}"
     return [Finding(f"The KL to the reference went {went} between {_TENTHS}.", harm=False)]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trl_rewards.report.run import Curve, Run, alarms, curve, finite, running_mean, tenth, watched
+from trl_rewards.report.run import Curve, Run, alarms, curve, finite, running_mean, tenth, trainer_of, watched
 
 # Told apart with colour vision deficiencies, and legible on white and on black (after Okabe and Ito).
 COLOURS = ("#3a86d6", "#e07b28", "#1f9e77", "#c65b9b", "#b08d00", "#2fa9c9", "#d1495b", "#8a79d6")
@@ -167,7 +167,9 @@ def plots(run: Run) -> list[Plot]:
         Plot(
             "policy",
             "Distance and entropy",
-            "Per token, over the policy's own tokens.",
+            "Per token, over the policy's own tokens."
+            if trainer_of(run) != "kto"
+            else "KTO's own estimate, of whole answers that belong to other prompts.",
             [
                 Panel("KL to the reference", "nats", metric("kl")),
                 Panel("entropy", "nats", metric("entropy")),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from trl_rewards.console import source_names
 
@@ -111,9 +113,39 @@ def alarms(run: Run) -> list[tuple[int, str]]:
 
 
 def watched(run: Run) -> list[str]:
-    """Sources whose weight was 0 in every log: they scored, and took no part in the reward."""
+    """Sources whose weight was 0 in every log, and which the recipe names nowhere else: they scored, and took no part
+    in the reward. One that is named, as the gate, the filter or the source of another, may have a part in it."""
     weights = {name: curve(run, f"rewards/{name}/weight").values for name in run.sources}
-    return [name for name, values in weights.items() if values and not any(values)]
+    named = _named(run)
+    return [name for name, values in weights.items() if values and not any(values) and name not in named]
+
+
+def trainer_of(run: Run) -> str | None:
+    """The recipe's `trainer`; None without one."""
+    return _raw(run).get("trainer")
+
+
+def _raw(run: Run) -> dict[str, Any]:
+    raw = yaml.safe_load(run.recipe) if run.recipe else None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _named(run: Run) -> set[str]:
+    """Texts in those places of the recipe where one source may be named beside its own entry."""
+    raw = _raw(run)
+    entries = [entry for entry in raw.get("rewards") or [] if isinstance(entry, dict)]
+    beside = [entry.get(key) for entry in entries for key in ("with", "shape", "only_if")]
+    return set(_texts([*beside, *(raw.get(key) for key in ("combine", "shape", "advantage", "filter"))]))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ class AlarmWatch(TrainerCallback):
         self._keys |= dict.fromkeys(logs)
         found = []
         for count in self._counts:
-            value = finite(logs.get(count.alarm.metric))
-            if value is not None and (said := count.look(value)):
+            value = logs.get(count.alarm.metric)
+            number = value if value in (math.inf, -math.inf) else finite(value)
+            if number is not None and (said := count.look(number)):
                 found.append((count.alarm, said))
         return found
 
