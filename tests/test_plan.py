@@ -225,5 +225,9 @@ def test_a_model_that_nobody_knows_is_an_error_of_the_recipe(tmp_path, monkeypat
         "trainer: grpo\nmodel_name_or_path: nobody/nothing\ndataset_name: bundled:tiny\nrewards: [exact_match]\n"
         f"output_dir: {tmp_path}/run\nadvantage: group_norm\n"
     )
-    with pytest.raises(RecipeError, match="model_name_or_path: no config of 'nobody/nothing'"):
+    with pytest.raises(RecipeError, match="model_name_or_path: no config of 'nobody/nothing'; without the Hub"):
         plan(str(recipe))
+    with pytest.raises(RecipeError, match="no config of 'Qwen/Qwen2.5-7BB', did you mean 'Qwen/Qwen2.5-7B'"):
+        plan(str(recipe), ["--model_name_or_path", "Qwen/Qwen2.5-7BB"])
+    with pytest.raises(RecipeError, match="no folder './nothing'"):
+        plan(str(recipe), ["--model_name_or_path", "./nothing"])

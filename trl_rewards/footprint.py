@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trl_rewards.errors import RewardError
+from trl_rewards.errors import RewardError, did_you_mean
 
 Quantization = Literal["4bit", "8bit"] | None
 SHAPES = Path(__file__).parent / "bundled/models.json"
@@ -164,11 +165,15 @@ def _shape_of(path: str, classifier: bool, trust_remote_code: bool) -> Shape:
         fields = known[known[path].get("like", path)]
         fields.pop("classifier", None)
         return Shape.of(AutoConfig.for_model(fields.pop("model_type"), dtype="bfloat16", **fields), classifier)
+    if path.startswith((".", "/", "~")) and not os.path.isdir(path):
+        raise RewardError(f"no folder {path!r}")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise RewardError(f"no config of {path!r}, and it is not among the known shapes: {said}") from error
+        hint, said = did_you_mean(path, known), str(error).splitlines()[0]
+        raise RewardError(
+            f"no config of {path!r}{hint}; without the Hub only folders and {', '.join(known)} are known: {said}"
+        ) from error
     named = (config.architectures or [""])[0]
     return Shape.of(config, classifier or named.endswith(("Classification", "RewardModel")))
 

@@ -28,7 +28,7 @@ from trl_rewards.loading import check_options
 from trl_rewards.recipe import recipe_folders
 
 FOLDER, DONE, RESULT, PLOT = "claims", "done.json", "result.json", "plot.png"
-# Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the normal's beyond.
+# Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 VERDICTS = ("reproduced", "direction only", "not reproduced")
 
@@ -132,7 +132,7 @@ def interval(values: Sequence[float]) -> Interval:
     if len(values) < 2:
         return Interval(mean, -math.inf, math.inf)
     freedom = len(values) - 1
-    t = T95[freedom - 1] if freedom <= len(T95) else 1.96
+    t = T95[min(freedom, len(T95)) - 1]
     half = t * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 

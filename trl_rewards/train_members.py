@@ -142,7 +142,9 @@ def _is_done(file: str, made_with: dict[str, Any], source: str) -> bool:
 
 
 def _mark(file: str, made_with: dict[str, Any]) -> None:
-    Path(file).write_text(json.dumps(_comparable(made_with), indent=2) + "\n", encoding="utf-8")
+    half = Path(f"{file}.half")  # a mark that a crash cut short would be neither there nor not
+    half.write_text(json.dumps(_comparable(made_with), indent=2) + "\n", encoding="utf-8")
+    half.replace(file)
 
 
 def _comparable(made_with: dict[str, Any]) -> dict[str, Any]:
