@@ -227,7 +227,7 @@ def test_a_model_that_nobody_knows_is_an_error_of_the_recipe(tmp_path, monkeypat
     )
     with pytest.raises(RecipeError, match="model_name_or_path: no config of 'nobody/nothing'; without the Hub"):
         plan(str(recipe))
-    with pytest.raises(RecipeError, match="no config of 'Qwen/Qwen2.5-7BB', did you mean 'Qwen/Qwen2.5-7B'"):
+    with pytest.raises(RecipeError, match=r"no config of 'Qwen/Qwen2\.5-7BB', did you mean 'Qwen/Qwen2\.5-7B'"):
         plan(str(recipe), ["--model_name_or_path", "Qwen/Qwen2.5-7BB"])
-    with pytest.raises(RecipeError, match="no folder './nothing'"):
+    with pytest.raises(RecipeError, match=r"no folder '\./nothing'"):
         plan(str(recipe), ["--model_name_or_path", "./nothing"])
