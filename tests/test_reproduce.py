@@ -190,9 +190,9 @@ def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
     for part in (
         "arms.old: before names 'nothing'",
         "arms.new: give recipe or command",
-        "measures.right: take: must be",
+        "measures.right.take: must be",
         "measures.steps: level goes with",
-        "expect[0]: direction: must be",
+        "expect[0].direction: must be",
         "expect[1]: measure is required",
         "wordy: unknown key",
     ):

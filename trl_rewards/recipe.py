@@ -490,7 +490,7 @@ def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | No
         alarms=parse_alarms(raw.get("alarms"), [parsed.name for parsed in rewards], problems),
         pre_clip=_parse_pre_clip(raw.get("pre_clip"), problems),
         objective=_parse_spec(raw["objective"], "objective", problems) if raw.get("objective") is not None else None,
-        members=_parse_options(MemberOptions, "members", raw.get("members"), problems, "{count: 4}"),
+        members=parse_options(MemberOptions, "members", raw.get("members"), problems, "{count: 4}"),
         dataset=dataset,
         trl=flat,
         raw=raw,
@@ -633,7 +633,7 @@ def _parse_shape(entries: Any, path: str, problems: list[str]) -> list[Spec]:
     return [spec for spec in parsed if spec]
 
 
-def _parse_options(cls: type[T], key: str, entry: Any, problems: list[str], example: str) -> T | None:
+def parse_options(cls: type[T], key: str, entry: Any, problems: list[str], example: str) -> T | None:
     """An object of the options under one of our keys; None where there are none, or something is wrong with them."""
     if entry is None:
         return None
@@ -653,7 +653,7 @@ def _parse_options(cls: type[T], key: str, entry: Any, problems: list[str], exam
 def _parse_pairs(entry: Any, problems: list[str]) -> PairOptions:
     if isinstance(entry, dict):
         entry = {name: value for name, value in entry.items() if value is not None}
-    return _parse_options(PairOptions, "pairs", entry, problems, "{candidates: 8}") or PairOptions()
+    return parse_options(PairOptions, "pairs", entry, problems, "{candidates: 8}") or PairOptions()
 
 
 def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> GroupFilter | None:
@@ -662,12 +662,12 @@ def _parse_filter(entry: Any, names: Sequence[str], problems: list[str]) -> Grou
         problems.append(
             f"filter.source: no source {source!r}{did_you_mean(source, names)}; there is {', '.join(names)}"
         )
-    return _parse_options(GroupFilter, "filter", entry, problems, "{source: accuracy}")
+    return parse_options(GroupFilter, "filter", entry, problems, "{source: accuracy}")
 
 
 def _parse_pre_clip(entry: Any, problems: list[str]) -> PreClip | None:
     entry = {True: {}, False: None}[entry] if isinstance(entry, bool) else entry
-    return _parse_options(PreClip, "pre_clip", entry, problems, "{low: 0.001, high: 1000.0}, or true")
+    return parse_options(PreClip, "pre_clip", entry, problems, "{low: 0.001, high: 1000.0}, or true")
 
 
 def _pairs_text(pairs: PairOptions) -> str:

@@ -24,8 +24,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
-from trl_rewards.loading import check_options
-from trl_rewards.recipe import recipe_folders
+from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
 FOLDER, DONE, RESULT, PLOT = "claims", "done.json", "result.json", "plot.png"
 # Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
@@ -177,15 +176,22 @@ def load_claim(source: str) -> Claim:
 def _parse(raw: dict[str, Any], name: str, source: str) -> Claim:
     problems: list[str] = []
 
-    def parts(key: str, cls: type) -> dict[str, Any]:
+    def parts(key: str, cls: type, example: str) -> dict[str, Any]:
         entries = raw.get(key) or {}
         if not isinstance(entries, dict):
             problems.append(f"{key}: must be a mapping of names, got {entries!r}")
             return {}
-        return {each: _made(cls, entry, f"{key}.{each}", problems) for each, entry in entries.items()}
+        return {
+            each: parse_options(cls, f"{key}.{each}", entry or {}, problems, example)
+            for each, entry in entries.items()
+        }
 
-    stages, arms, measures = parts("stages", Stage), parts("arms", Stage), parts("measures", Measure)
-    expect = [_made(Expectation, entry, f"expect[{at}]", problems) for at, entry in enumerate(raw.get("expect") or [])]
+    stages, arms = (parts(key, Stage, "{recipe: quickstart}") for key in ("stages", "arms"))
+    measures = parts("measures", Measure, "{key: eval_reward}")
+    expect = [
+        parse_options(Expectation, f"expect[{at}]", entry or {}, problems, "{measure: right, arm: new, than: old}")
+        for at, entry in enumerate(raw.get("expect") or [])
+    ]
     for key in ("paper", "claim", "miniature"):
         if not isinstance(raw.get(key), str):
             problems.append(f"{key}: required, a text")
@@ -220,25 +226,11 @@ def _parse(raw: dict[str, Any], name: str, source: str) -> Claim:
         **texts,
         arms=arms,
         measures=measures,
-        expect=expect,
+        expect=[each for each in expect if each is not None],
         stages=stages,
         full=raw.get("full"),
         caveat=raw.get("caveat", ""),
     )
-
-
-def _made(cls: type, entry: Any, path: str, problems: list[str]) -> Any:
-    if not isinstance(entry, dict):
-        problems.append(f"{path}: must be a mapping, got {entry!r}")
-        return None
-    if found := check_options(cls, entry):
-        problems.extend(f"{path}: {problem.removeprefix('with').lstrip('.: ')}" for problem in found)
-        return None
-    try:
-        return cls(**entry)
-    except ValueError as error:
-        problems.append(f"{path}: {error}")
-        return None
 
 
 class Job(NamedTuple):
@@ -342,8 +334,6 @@ def _words(job: Job, out: Path) -> list[str]:
 
 
 def _recipe_text(stage: Stage) -> str:
-    from trl_rewards.recipe import find_recipe
-
     return Path(find_recipe(stage.recipe)).read_text(encoding="utf-8") if stage.recipe else ""
 
 
