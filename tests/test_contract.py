@@ -179,6 +179,7 @@ SLOW = {"accuracy", "model"}
 OBJECTIVES = {
     "bradley_terry": ({"margin": "margin", "center": 0.01}, {"margin": [0.5, None, 1.0]}),
     "bradley_terry_heads": ({"heads": 3, "center": 0.01}, {}),
+    "more": ({"task": "task"}, {"task": ["a", "b", "a"]}),
     "polar": ({}, {}),
     "themis": (
         {},

@@ -22,4 +22,7 @@ def register_combiners():
 
 @hookimpl
 def register_objectives():
-    return {"bradley_terry_heads": "trl_rewards_ensembles.heads:BradleyTerryHeads"}
+    return {
+        "bradley_terry_heads": "trl_rewards_ensembles.heads:BradleyTerryHeads",
+        "more": "trl_rewards_ensembles.more:MORE",
+    }
