@@ -400,7 +400,7 @@ def test_a_recipe_s_pairs_are_checked_strictly_and_all_at_once(make_recipe):
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
     said = "\n".join(caught.value.problems)
-    assert "advantage: trainer 'dpo' does not take it (it takes rewards, combine, shape, pairs)" in said
+    assert "advantage: trainer 'dpo' does not take it (it takes rewards, combine, shape, pairs, alarms)" in said
     assert "pairs: unknown option 'selct', did you mean 'select'?" in said
     assert "pairs.candidates: must be int, got 'many'" in said
     assert "pairs.rounds: must be int, got 1.5" in said
