@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_rewards.errors import RewardError, did_you_mean
+from trl_rewards.models.pretrained import Quantization
 
-Quantization = Literal["4bit", "8bit"] | None
 SHAPES = Path(__file__).parent / "bundled/models.json"
 """Widths of published models, from the `config.json` of each at https://huggingface.co/NAME; `like` is another's."""
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -149,16 +149,12 @@ def optimiser(name: str, parameters: int, size: int) -> int:
     return (1 if "lion" in name else 2) * parameters * size
 
 
+@functools.cache
 def shape_of(path: str, classifier: bool = False, trust_remote_code: bool = False) -> Shape:
     """A model by folder or name; published ones are known without the Hub. RewardError if there is no such model.
 
     `classifier`: with a score head; a model that is published as one is, whatever is said.
     """
-    return _shape_of(path, classifier, trust_remote_code)
-
-
-@functools.cache
-def _shape_of(path: str, classifier: bool, trust_remote_code: bool) -> Shape:
     known = json.loads(SHAPES.read_text(encoding="utf-8"))
     if path in known:
         classifier = classifier or known[path].get("classifier", False)

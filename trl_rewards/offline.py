@@ -276,7 +276,7 @@ def _shared_base(recipe: Recipe, device: Any) -> Any:
 
 def policy_loading(recipe: Recipe, device: Any) -> Any:
     """How TRL would load the recipe's policy, which there must be: a `Loading`."""
-    from trl_rewards.models.pretrained import Loading, load_config
+    from trl_rewards.models.pretrained import Loading, load_config, quantization_of
 
     keys = recipe.trl
     loading = Loading(
@@ -284,7 +284,7 @@ def policy_loading(recipe: Recipe, device: Any) -> Any:
         revision=keys.get("model_revision"),
         dtype=keys.get("dtype") or "float32",
         attn_implementation=keys.get("attn_implementation"),
-        quantization="4bit" if keys.get("load_in_4bit") else "8bit" if keys.get("load_in_8bit") else None,
+        quantization=quantization_of(keys.get("load_in_4bit"), keys.get("load_in_8bit")),
         device=device,
         trust_remote_code=bool(keys.get("trust_remote_code")),
     )

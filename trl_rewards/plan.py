@@ -14,9 +14,10 @@ from peft import LoraConfig
 
 from trl_rewards.components import resolve_path
 from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.footprint import SIZES, Quantization, Shape, optimiser, shape_of
+from trl_rewards.footprint import SIZES, Shape, optimiser, shape_of
 from trl_rewards.loading import build
 from trl_rewards.models.options import Held, InProcess
+from trl_rewards.models.pretrained import Quantization, quantization_of
 from trl_rewards.models.scorer import BUDGET
 from trl_rewards.recipe import Recipe, parse_trl
 from trl_rewards.train import peft_config
@@ -60,10 +61,6 @@ class Plan:
         """Bytes at the height of a phase, of context and allocator too."""
         return CONTEXT + SPARE * sum(part.size for part in self.parts if phase in part.phases)
 
-    @property
-    def peak(self) -> float:
-        return max(map(self.at, PHASES))
-
     def fits(self, card: float) -> bool:
         """Whether the height of every phase is within a card of so many GiB, less what vLLM keeps of it then."""
         return all(
@@ -106,8 +103,15 @@ class _Run:
     nested: bool
     lora: Any
     """A LoraConfig, or None."""
+    parameters: int
+    """How many learn: those of the adapter, or all."""
     prompt: int
     completion: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of a parameter that learns: TRL keeps adapters on a quantised base in bf16, others in fp32."""
+        return SIZES[self.dtype] if self.lora is None else 2 if self.quantization else 4
 
     @property
     def mixed(self) -> bool:
@@ -117,16 +121,9 @@ class _Run:
     @property
     def computes_in(self) -> str:
         """The numbers that a training step computes in."""
-        mixed = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else self.dtype
-        return mixed if self.dtype == "float32" else self.dtype
-
-    @property
-    def trained(self) -> tuple[int, int]:
-        """How many parameters learn, and bytes of each: TRL keeps adapters on a quantised base in bf16, others in
-        fp32."""
-        if self.lora is None:
-            return self.shape.parameters, SIZES[self.dtype]
-        return self.shape.adapter(self.lora), 2 if self.quantization else 4
+        if self.dtype != "float32" or not self.mixed:
+            return self.dtype
+        return "bfloat16" if self.args.bf16 else "float16"
 
     @property
     def online(self) -> bool:
@@ -161,17 +158,17 @@ def _run(recipe: Recipe, prompt: int) -> _Run:
     try:
         shape = shape_of(path, classifier=reward_model, trust_remote_code=args.trust_remote_code)
         lora = peft_config(model, recipe)
-        if lora:
-            shape.adapter(lora)
+        parameters = shape.adapter(lora) if lora else shape.parameters
     except (RewardError, ValueError) as error:
         raise RecipeError([f"model_name_or_path: {error}"], recipe.source) from error
     if isinstance(getattr(args, "max_completion_length", None), int):
         completion = args.max_completion_length
     else:  # pairs and labelled answers: the length of both together
         prompt, completion = 0, args.max_length or prompt
-    quantization: Quantization = "4bit" if model.load_in_4bit else "8bit" if model.load_in_8bit else None
+    quantization = quantization_of(model.load_in_4bit, model.load_in_8bit)
     dtype = model.dtype if model.dtype in SIZES else "bfloat16" if quantization else shape.published_in
-    return _Run(recipe.trainer, args, shape, dtype, quantization, model.use_bnb_nested_quant, lora, prompt, completion)
+    nested = model.use_bnb_nested_quant
+    return _Run(recipe.trainer, args, shape, dtype, quantization, nested, lora, parameters, prompt, completion)
 
 
 def _policy(made: Plan, run: _Run) -> None:
@@ -180,7 +177,7 @@ def _policy(made: Plan, run: _Run) -> None:
     weights = shape.weights(run.dtype, run.quantization, run.nested)
     how = {"4bit": "4-bit", "8bit": "8-bit", None: run.dtype}[run.quantization]
     made.add(f"policy, {shape.parameters / 1e9:.2f} G parameters, {how}", weights)
-    parameters, size = run.trained
+    parameters, size = run.parameters, run.size
     if run.lora:
         made.add(f"LoRA adapter, {parameters / 1e6:.0f} M parameters", parameters * size)
     critic = _critic(made, run) if run.trainer == "ppo" else 0
@@ -202,8 +199,8 @@ def _critic(made: Plan, run: _Run) -> int:
             return critic.parameters
         count = critic.adapter(run.lora)
     else:
-        count = run.trained[0]
-    made.add("critic's adapter", count * run.trained[1])
+        count = run.parameters
+    made.add("critic's adapter", count * run.size)
     return count
 
 
@@ -256,7 +253,7 @@ def _held(made: Plan, run: _Run, name: str, reward: InProcess, held: Held, recip
         except RewardError as error:
             made.notes.append(f"{name}not counted: {error}")
             return
-        quantization: Quantization = "4bit" if reward.load_in_4bit else "8bit" if reward.load_in_8bit else None
+        quantization = quantization_of(reward.load_in_4bit, reward.load_in_8bit)
         made.add(
             f"{name}{held.path}, {shape.parameters / 1e9:.2f} G parameters",
             shape.weights(dtype, quantization),

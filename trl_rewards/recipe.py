@@ -400,7 +400,7 @@ def _put(target: Any, path: list[str], value: Any) -> str | None:
         if isinstance(target, list):
             index = _index(target, key)
             if index is None:
-                names = ", ".join(_source_name(entry) for entry in target)
+                names = ", ".join(source_name(entry) for entry in target)
                 return f"no entry {key!r} among {len(target)} ({names})"
             if last:
                 target[index] = value
@@ -427,10 +427,10 @@ def _put(target: Any, path: list[str], value: Any) -> str | None:
 def _index(entries: list, key: str) -> int | None:
     if key.isdecimal():
         return int(key) if int(key) < len(entries) else None
-    return next((index for index, entry in enumerate(entries) if _source_name(entry) == key), None)
+    return next((index for index, entry in enumerate(entries) if source_name(entry) == key), None)
 
 
-def _source_name(entry: Any) -> str:
+def source_name(entry: Any) -> str:
     """The display name of an entry under `rewards:`: `as`, or the last part of `use`."""
     named = str((entry.get("as") or entry.get("use")) if isinstance(entry, dict) else entry)
     return named.rpartition(":")[2] if ":" in named else named.rpartition("/")[2]
@@ -579,7 +579,7 @@ def _parse_source(entry: Any, path: str, problems: list[str]) -> SourceSpec | No
     if spec is None:
         return None
     entry = {"use": entry} if isinstance(entry, str) else entry
-    name = _source_name(entry)
+    name = source_name(entry)
     if not re.fullmatch(r"[\w.\-]+", name) or name == "total":
         problems.append(f"{path}.as: a name is letters, digits, '_', '-' and '.', and not 'total'; got {name!r}")
     try:

@@ -11,6 +11,7 @@ import yaml
 
 from trl_rewards.calibration import Calibration, read_calibrations
 from trl_rewards.components import resolve_path
+from trl_rewards.recipe import source_name
 
 BEFORE, AFTER = "#e07b28", "#3a86d6"
 CAPTION = (
@@ -62,7 +63,7 @@ def used_calibrations(recipe: str | None) -> dict[str, Calibration]:
             if not isinstance(shaper, dict) or str(shaper.get("use")).rpartition("/")[2] != "calibrated":
                 continue
             options = shaper.get("with") or {}
-            name = options.get("source") or entry.get("as") or entry["use"].rpartition("/")[2].rpartition(":")[2]
+            name = options.get("source") or source_name(entry)
             try:
                 kept = read_calibrations(Path(resolve_path(str(options.get("path")), raw.get("base_dir", "."))))
             except ValueError:

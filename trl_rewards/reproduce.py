@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from trl_rewards import __version__
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
@@ -283,7 +284,7 @@ def _run(job: Job, out: Path, jobs: int) -> float | None:
     """Run one unless it is there; CPU seconds that it took, None where it failed."""
     words = _words(job, out)
     before = [_mark(out / f"{name}-{job.seed}") for name in job.stage.before]  # made again, they have another mark
-    made_by = {"words": words, "recipe": _recipe_text(job.stage), "version": _version(), "before": before}
+    made_by = {"words": words, "recipe": _recipe_text(job.stage), "version": __version__, "before": before}
     mark = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     done = job.folder / DONE
     if done.is_file() and _mark(job.folder) == mark:
@@ -337,12 +338,6 @@ def _recipe_text(stage: Stage) -> str:
     return Path(find_recipe(stage.recipe)).read_text(encoding="utf-8") if stage.recipe else ""
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("trl-rewards")
-
-
 def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
     """What was measured: each arm's values over seeds, the differences that were expected, and the verdict."""
     values = {
@@ -377,7 +372,7 @@ def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
         "expected": expected,
         "verdict": max((each["verdict"] for each in expected), key=VERDICTS.index),
         "cpu_minutes": sum(json.loads(run.read_text())["cpu_seconds"] for run in runs) / 60,
-        "version": _version(),
+        "version": __version__,
     }
 
 

@@ -91,7 +91,9 @@ def run(recipe: Recipe, prepare: Callable[[Any], None] = lambda trainer: None, s
         trainer.push_to_hub()
     if stopped:
         if recipe.pairs and trainer.accelerator.is_main_process:
-            _write_report(training_args.output_dir)  # rounds write theirs before an alarm looks at their last log
+            from trl_rewards.report import write_report
+
+            write_report(training_args.output_dir)  # rounds write theirs before an alarm looks at their last log
         trainer.accelerator.wait_for_everyone()  # the first to exit with a status has its launcher end the others
         end(trainer)
         raise AlarmStop(
@@ -261,12 +263,6 @@ def _add_callbacks(trainer: Any, recipe: Recipe) -> None:
     trainer.add_callback(recorder)
     if recipe.alarms:
         trainer.add_callback(AlarmWatch(recipe.alarms, recorder))
-
-
-def _write_report(folder: str) -> None:
-    from trl_rewards.report import write_report
-
-    write_report(folder)
 
 
 def _stopped(trainer: Any) -> str | None:

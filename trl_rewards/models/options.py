@@ -91,7 +91,7 @@ class InProcess(Reward):
 
         A `path` with nothing but an adapter, as training with LoRA leaves it, is its base model with the adapter on.
         """
-        from trl_rewards.models.pretrained import Loading, default_device, with_base
+        from trl_rewards.models.pretrained import Loading, default_device, quantization_of, with_base
 
         loading = Loading(
             path=resolve_path(path, context.base_dir),
@@ -99,7 +99,7 @@ class InProcess(Reward):
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
             adapter=resolve_path(self.adapter, context.base_dir) if self.adapter else None,
-            quantization="4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None,
+            quantization=quantization_of(self.load_in_4bit, self.load_in_8bit),
             device=(context.device or default_device()) if self.device == "same" else self.device,
             offload=self.offload,
             trust_remote_code=self.trust_remote_code,

@@ -19,6 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from trl_rewards.errors import RewardError
 
+Quantization = Literal["4bit", "8bit"] | None
+
+
+def quantization_of(load_in_4bit: bool | None, load_in_8bit: bool | None) -> Quantization:
+    """What two options of that name, TRL's or ours, ask for; 4 bits where both are set."""
+    return "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
@@ -31,7 +38,7 @@ class Loading:
     attn_implementation: str | None = None
     adapter: str | None = None
     adapter_revision: str | None = None
-    quantization: Literal["4bit", "8bit"] | None = None
+    quantization: Quantization = None
     device: Any = None
     """torch.device or its name; None: `default_device()`."""
     offload: bool = False

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
 from trl_rewards.maths import token_rewards, whiten_masked
-from trl_rewards.models.pretrained import Loading, load_tokenizer
+from trl_rewards.models.pretrained import Loading, load_tokenizer, quantization_of
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import Source
@@ -123,7 +123,8 @@ class PPOTrainer(GRPOTrainer):
             revision=None if args.critic_model_name_or_path else init.get("revision"),
             dtype=str(base.dtype).removeprefix("torch."),
             attn_implementation=base.config._attn_implementation,
-            quantization=_quantization(quantization_config),
+            quantization=quantization_config
+            and quantization_of(quantization_config.load_in_4bit, quantization_config.load_in_8bit),
             device=self.accelerator.device,
             trust_remote_code=args.trust_remote_code,
         )
@@ -405,12 +406,6 @@ def _blind_to_single_rows(pipeline: Pipeline) -> str | None:
     if advantage is not None and not copy.deepcopy(advantage)(batch).any():
         return f"advantage {advantage.display_name!r}"
     return None
-
-
-def _quantization(config: Any) -> Literal["4bit", "8bit"] | None:
-    if config is None:
-        return None
-    return "4bit" if config.load_in_4bit else "8bit" if config.load_in_8bit else None
 
 
 def _check_sharding(args: PPOConfig) -> None:
