@@ -321,7 +321,7 @@ class _Runs:
         self.done = 0
 
     def run(self, todo: Iterable[Sequence[Job]]) -> None:
-        """One list of jobs after the other. RewardError names those that failed, once the rest of their list is done."""
+        """One list of jobs after the other. RewardError names those that failed, when their list is done."""
         for jobs in todo:
             with ThreadPoolExecutor(self.jobs) as pool:
                 fine = list(pool.map(self._one, jobs))
