@@ -1,4 +1,4 @@
-"""What the site has beside the guides in this folder: a page for each component, and for each file that a page links to.
+"""What the site has beside the guides in this folder: a page for each component and for each file that is linked to.
 
 Links are written as they work in the repository (`../recipes/README.md`) and are made to work in the site. A Markdown
 file outside docs/ is a page of the site, and any other file a page with its text.
@@ -14,10 +14,9 @@ from mkdocs.structure.files import File
 
 from trl_rewards.docs import component_page
 from trl_rewards.plugins import kinds, load_plugins
-from trl_rewards.recipe import bundled_recipes
 
 ROOT = Path(__file__).parent.parent
-SPLIT = "\n## Components\n"  # the README's first screen, above it, is the site's; the rest is the page `reference`
+SPLIT = "\n## Documentation\n"  # the README's first screen, above it, is the site's; the rest is the page `reference`
 TABLES = {"docs/advantages.md": "advantage", "docs/combiners.md": "combiner"}
 CODE_OR_LINK = re.compile(r"^```.*?^```|`[^`\n]*`|(?<=\]\()[^)\s]+(?=\))", re.DOTALL | re.MULTILINE)
 NO_LINK = ("`", "#", "http")  # how code, and links that stay as they are, begin
@@ -53,8 +52,8 @@ def on_page_markdown(markdown, page, config, files):
 
     def link(found: re.Match[str]) -> str:
         written = found.group()
-        if written.startswith(NO_LINK):
-            return written
+        if written.startswith(NO_LINK):  # GitHub wants \| for a bar in a table's code, and Python-Markdown shows both
+            return written if written.startswith("```") else written.replace("\\|", "|")
         _, mark, anchor = written.partition("#")
         return os.path.relpath(uri_of(target_of(path, written)), folder) + mark + anchor
 
