@@ -155,6 +155,8 @@ def test_a_stage_once_runs_for_all_seeds_and_scripts_beside_the_claim_are_found(
     assert (tmp_path / "runs/model/done.json").stat().st_mtime_ns > made
     with pytest.raises(RecipeError, match=r"arms\.old: an arm runs for each seed, not once"):
         load_claim(claim_of(tmp_path, arms={"old": {"command": ["x"], "once": True}, "new": arm}))
+    with pytest.raises(RecipeError, match=r"arms\.model: a stage has that name"):
+        load_claim(claim_of(tmp_path, arms={"old": arm, "new": arm, "model": arm}))
 
 
 def test_lines_without_a_number_are_left_out_of_a_measure(tmp_path):

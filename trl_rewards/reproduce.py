@@ -203,6 +203,7 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
     for key, found in (("arms", arms), ("measures", measures), ("expect", expect)):
         if not found:
             problems.append(f"{key}: required")
+    problems += [f"arms.{name}: a stage has that name" for name in arms if name in stages]
     known = {"paper", "claim", "miniature", "arms", "measures", "expect", "stages", "full", "caveat"}
     problems += [f"{key}: unknown key{did_you_mean(key, known)}" for key in raw.keys() - known]
     for path, found in (("stages", stages), ("arms", arms)):
