@@ -13,7 +13,7 @@ import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import typer
@@ -27,6 +27,7 @@ from trl_rewards.scoring import Source
 ROOT = Path(__file__).parent.parent
 GUIDES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
 TEXTS = GUIDES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+MADE = {"my_reward.py": "write-a-reward.md", "my_advantage.py": "write-an-advantage.md"}  # what readers write
 OWN_TEST = {"ppo.md", "overoptimisation.md", "serving.md", "README.md"}  # whose Python needs a stand-in
 
 
@@ -34,12 +35,17 @@ def blocks(guide: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[guide], re.DOTALL | re.MULTILINE)
 
 
-def module(guide: str, folder: Path, monkeypatch, name: str = "") -> SimpleNamespace:
-    """The Python of a guide, as one file that is imported."""
-    name = name or "guide_" + re.sub(r"\W", "_", guide)
-    (folder / f"{name}.py").write_text("\n\n".join(blocks(guide, "python")))
+def python_of(guide: str) -> str:
+    """The Python of a guide, as one file."""
+    return "\n\n".join(blocks(guide, "python"))
+
+
+def imported(guide: str, folder: Path, monkeypatch) -> ModuleType:
+    """The Python of a guide, run."""
+    name = "guide_" + re.sub(r"\W", "_", guide)
+    (folder / f"{name}.py").write_text(python_of(guide))
     monkeypatch.syspath_prepend(str(folder))
-    return SimpleNamespace(**vars(importlib.import_module(name)))
+    return importlib.import_module(name)
 
 
 RECIPES = [(guide, text) for guide in GUIDES if guide != "claims.md" for text in blocks(guide, "yaml")]
@@ -49,10 +55,8 @@ RECIPES = [(guide, text) for guide in GUIDES if guide != "claims.md" for text in
 def test_a_guides_recipe_is_valid(guide, text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    for name in ("reward", "advantage"):  # the files that the guides have their readers write
-        (tmp_path / f"my_{name}.py").write_text(
-            "\n\n".join(blocks(f"write-a{'n' * (name[0] == 'a')}-{name}.md", "python"))
-        )
+    for name, told in MADE.items():
+        (tmp_path / name).write_text(python_of(told))
     Recipe.load(file, {"use_cpu": True})
 
 
@@ -72,13 +76,13 @@ def test_a_guides_python_runs(guide, tmp_path, monkeypatch, capsys):
             open_sandbox().close()
         except Exception as error:
             pytest.skip(f"no sandbox here: {error}")
-    module(guide, tmp_path, monkeypatch)
+    imported(guide, tmp_path, monkeypatch)
     if guide == "sandbox.md":
         assert capsys.readouterr().out.splitlines()[0] == "ok hi"
 
 
 def test_the_table_of_holes_is_what_comes_out(tmp_path, monkeypatch):
-    guide = module("failures.md", tmp_path, monkeypatch)
+    guide = imported("failures.md", tmp_path, monkeypatch)
 
     def said(values):
         return ", ".join("–" if value != value else f"{value:.2f}" if value else "0" for value in values.tolist())
