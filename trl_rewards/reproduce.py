@@ -29,7 +29,8 @@ from trl_rewards import __version__
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
-FOLDER, DONE, RESULT = "claims", "done.json", "result.json"
+FOLDER, DONE, RESULT = "claims", "done", "result.json"
+"""DONE has no suffix: a stage may leave a dataset in its folder, whose files are its splits."""
 # Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 VERDICTS = ("reproduced", "direction only", "not reproduced")
