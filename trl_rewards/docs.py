@@ -13,7 +13,7 @@ from typing import Any
 from trl_rewards.describe import paper_of, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
-from trl_rewards.reproduce import claims, effect, kept, load_claim
+from trl_rewards.reproduce import claims, effects, kept, load_claim
 
 _PLUGINS_HEAD = """# Components
 
@@ -74,7 +74,7 @@ def claims_table() -> str:
         paper = f"[{claim.paper.rpartition('/')[2]}]({claim.paper})"
         measured, verdict, minutes = "not run yet", "", ""
         if result is not None:
-            measured = f"{effect(result)}; {result['seeds']} seeds"
+            measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
             verdict, minutes = result["verdict"], f"{result['cpu_minutes'] / 2:.0f}"
         miniature = f"{claim.miniature} {claim.caveat}".strip()
         full = f"`{claim.full}`" if claim.full else ""
