@@ -3,14 +3,13 @@
     python recipes/claims/cotraining.py [--seed 0] [--out runs/cotraining/seed0] [--only verifier critic]
 
 Questions are like those of the bundled data, none of which is among them. The reward models, `verifier` (which also
-reads a reference answer) and `critic`, start from the bundled policy and see few pairs, some of which are the wrong way
-round, so that they know more of how a good reply looks than of what is right.
+reads a reference answer) and `critic`, start from the bundled policy and see few pairs, some of which are the wrong
+way round, so that they know more of how a good reply looks than of what is right.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Callable

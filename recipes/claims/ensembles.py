@@ -1,6 +1,6 @@
 """Does an ensemble of reward models stand more optimisation than one? Best of n against a known truth.
 
-    python ensembles.py draw OUT                             # the bundled policy's answers, and which of them are right
+    python ensembles.py draw OUT                             # the bundled policy's answers, and which are right
     python ensembles.py pairs OUT --answers A --seed 0       # pairs of a right and a wrong one, some turned
     python ensembles.py score OUT --answers A --members M    # what the members, and their average, say of the answers
     python ensembles.py choose OUT --scores S --by uwo       # what the best of n by one method is worth
@@ -32,7 +32,8 @@ METHODS = ("single", "mean", "worst", "uwo", "warm")
 
 
 def draw(out: Path) -> None:
-    """Of prompts of both splits: each different answer of the bundled policy, how often it came, whether it is right."""
+    """Of prompts of both splits: the bundled policy's different answers, how often each came, and whether it is
+    right."""
     from trl_rewards import bundled
     from trl_rewards.models import Loading, Sampling, load_sampler, sample_candidates
 
@@ -40,9 +41,8 @@ def draw(out: Path) -> None:
     for split, prompts, n in (("train", TRAIN_PROMPTS, TRAIN_ANSWERS), ("test", TEST_PROMPTS, TEST_ANSWERS)):
         data = bundled.load_data()[split].select(range(prompts))
         sampling = Sampling(max_new_tokens=48, batch_tokens=16384)
-        counts = [
-            Counter(each.text for each in group) for group in sample_candidates(sampler, data["prompt"], n, sampling)
-        ]
+        drawn = sample_candidates(sampler, data["prompt"], n, sampling)
+        counts = [Counter(each.text for each in group) for group in drawn]
         rows: list[dict[str, Any]] = [
             {"prompt": row["prompt"], "answer": row["answer"], "texts": list(count), "counts": list(count.values())}
             for row, count in zip(data, counts, strict=True)
