@@ -1,6 +1,6 @@
 """Questions and a weak reward model: what the recipes cooper/cpu and adversarial/cpu need, of one seed.
 
-    python recipes/claims/cotraining.py [--seed 0] [--out runs/cotraining/seed0] [--only verifier critic]
+    python recipes/cooper/start.py [--seed 0] [--out runs/cotraining/seed0] [--only verifier critic]
 
 Questions are like those of the bundled data, none of which is among them. The reward models, `verifier` (which also
 reads a reference answer) and `critic`, start from the bundled policy and see few pairs, some of which are the wrong
