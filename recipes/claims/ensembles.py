@@ -82,7 +82,8 @@ def pairs(out: Path, answers: Path, seed: int) -> None:
             sides.reverse()
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
         lines.append(json.dumps({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}))
-    (out / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (out / "pairs").mkdir(exist_ok=True)  # a folder of nothing else, as a dataset is
+    (out / "pairs" / "train.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def score(out: Path, answers: Path, members: Path) -> None:
