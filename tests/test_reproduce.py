@@ -170,8 +170,8 @@ def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
     result = reproduce(claim, tmp_path / "runs", seeds=2)
     assert result["values"] == {"model": {"seed": [0.0, 1.0]}, "new": {"right": pytest.approx([0.8, 0.81])}}
     assert table(claim, result)[1] == [
-        ("model", "", "0.5 (-5.85 to 6.85)"),
-        ("new", "0.805 (0.741 to 0.869)", ""),
+        ("right", "new", "0.805 (0.741 to 0.869)"),
+        ("seed", "model", "0.5 (-5.85 to 6.85)"),
     ]
     page = (tmp_path / "runs/report.html").read_text()
     assert "<tr><td>model, seed 1</td><td></td><td>1.000</td></tr>" in page

@@ -482,12 +482,14 @@ def measured(measure: Measure, folder: Path) -> float | None:
 
 
 def table(claim: Claim, result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Titles and rows: an arm, then each measure with its interval over seeds."""
+    """Titles and rows: a measure of an arm, and its mean over seeds with its interval."""
     rows: list[tuple[str, ...]] = [
-        (arm, *(_cell(found[name]) if name in found else "" for name in claim.measures))
+        (f"{name} ({measure.unit})" if measure.unit else name, arm, _cell(found[name]))
+        for name, measure in claim.measures.items()
         for arm, found in result["values"].items()
+        if name in found
     ]
-    return ("arm", *claim.measures), rows
+    return ("measure", "arm", "mean over seeds"), rows
 
 
 def _cell(values: Iterable[float | None]) -> str:
