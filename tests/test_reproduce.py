@@ -26,6 +26,7 @@ from trl_rewards.reproduce import (
     load_claim,
     measured,
     reproduce,
+    table,
 )
 
 # Logs a curve that rises to a seed's end, after it has read what the stage left.
@@ -119,7 +120,7 @@ def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in page
     assert '"data:image/png' in page
 
-    (out / "new-1" / "done.json").unlink()
+    (out / "new-1" / "done").unlink()
     kept_line = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
     made_line = (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns
     again = reproduce(claim, out, seeds=3, jobs=2)
@@ -149,12 +150,35 @@ def test_a_stage_once_runs_for_all_seeds_and_scripts_beside_the_claim_are_found(
         *("model", "new-0", "new-1", "old-0", "old-1"),
     ]
     assert result["values"]["old"]["right"] == pytest.approx([0.5, 0.51])
-    made = (tmp_path / "runs/model/done.json").stat().st_mtime_ns
+    made = (tmp_path / "runs/model/done").stat().st_mtime_ns
     (tmp_path / "stage.py").write_text(textwrap.dedent(STAGE) + "\n# changed\n")
     reproduce(claim, tmp_path / "runs", seeds=2)
-    assert (tmp_path / "runs/model/done.json").stat().st_mtime_ns > made
+    assert (tmp_path / "runs/model/done").stat().st_mtime_ns > made
     with pytest.raises(RecipeError, match=r"arms\.old: an arm runs for each seed, not once"):
         load_claim(claim_of(tmp_path, arms={"old": {"command": ["x"], "once": True}, "new": arm}))
+    with pytest.raises(RecipeError, match=r"arms\.model: a stage has that name"):
+        load_claim(claim_of(tmp_path, arms={"old": arm, "new": arm, "model": arm}))
+
+
+def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
+    measures = {
+        "right": {"key": "right", "arms": ["new"]},
+        "seed": {"key": "seed", "file": "stage.json", "arms": ["model"]},
+    }
+    expect = [{"measure": "right", "arm": "new", "than": 0.5}, {"measure": "seed", "arm": "model", "than": -1.0}]
+    claim = load_claim(claim_of(tmp_path, measures=measures, expect=expect))
+    result = reproduce(claim, tmp_path / "runs", seeds=2)
+    assert result["values"] == {"model": {"seed": [0.0, 1.0]}, "new": {"right": pytest.approx([0.8, 0.81])}}
+    assert table(claim, result)[1] == [
+        ("right", "new", "0.805 (0.741 to 0.869)"),
+        ("seed", "model", "0.5 (-5.85 to 6.85)"),
+    ]
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "<tr><td>model, seed 1</td><td></td><td>1.000</td></tr>" in page
+    with pytest.raises(RecipeError, match=r"expect\[0\]: 'old' is no arm that has right \(new\)"):
+        load_claim(claim_of(tmp_path, measures=measures, expect=[expect[0] | {"arm": "old"}]))
+    with pytest.raises(RecipeError, match=r"measures.right.arms: 'older' is no arm"):
+        load_claim(claim_of(tmp_path, measures={"right": measures["right"] | {"arms": ["older"]}}))
 
 
 def test_lines_without_a_number_are_left_out_of_a_measure(tmp_path):
@@ -195,7 +219,7 @@ def test_a_run_that_fails_is_named_with_its_log_after_the_others_are_done(tmp_pa
     with pytest.raises(RewardError, match=r"failed: old, seed 0 \(see .*old-0/log.txt\)"):
         reproduce(claim, out, seeds=1)
     assert "could not convert string to float" in (out / "old-0" / "log.txt").read_text()
-    assert (out / "new-0" / "done.json").is_file()
+    assert (out / "new-0" / "done").is_file()
 
 
 def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
@@ -223,6 +247,12 @@ def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
         load_claim("nobody")
 
 
+def summed(claim):
+    """Names of arms and stages that have a measure."""
+    named = [arm for measure in claim.measures.values() for arm in measure.arms or claim.arms]
+    return [name for name in (*claim.stages, *claim.arms) if name in named]
+
+
 def check_recipes(claim):
     for stage in (*claim.stages.values(), *claim.arms.values()):
         if stage.recipe:
@@ -238,7 +268,7 @@ def test_bundled_claims_are_whole_and_their_recipes_take_their_overrides():
         if claim.full:
             Recipe.load(claim.full, check_trl=False)
         result = kept(name)
-        assert result is None or set(result["values"]) == set(claim.arms)
+        assert result is None or set(result["values"]) == set(summed(claim))
 
 
 def test_the_guides_claim_is_one(tmp_path):

@@ -7,6 +7,7 @@ and what is expected of the difference. `trl-rewards reproduce NAME` runs it and
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import operator
@@ -28,7 +29,8 @@ from trl_rewards import __version__
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
-FOLDER, DONE, RESULT = "claims", "done.json", "result.json"
+FOLDER, DONE, RESULT = "claims", "done", "result.json"
+"""DONE has no suffix: a stage may leave a dataset in its folder, whose files are its splits."""
 # Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 VERDICTS = ("reproduced", "direction only", "not reproduced")
@@ -70,6 +72,8 @@ class Measure:
     window: int = 1
     level: float | None = None
     unit: str = ""
+    arms: list[str] = field(default_factory=list)
+    """The arms that have it, or stages that run for each seed; all arms, if none is named."""
 
     def __post_init__(self):
         if self.window < 1:
@@ -203,6 +207,7 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
     for key, found in (("arms", arms), ("measures", measures), ("expect", expect)):
         if not found:
             problems.append(f"{key}: required")
+    problems += [f"arms.{name}: a stage has that name" for name in arms if name in stages]
     known = {"paper", "claim", "miniature", "arms", "measures", "expect", "stages", "full", "caveat"}
     problems += [f"{key}: unknown key{did_you_mean(key, known)}" for key in raw.keys() - known]
     for path, found in (("stages", stages), ("arms", arms)):
@@ -221,15 +226,24 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
                     for each in stage.before
                     if stages.get(each) is not None and not stages[each].once
                 ]
+    measurable = {*arms, *(name for name, stage in stages.items() if stage is not None and not stage.once)}
+    for name, measure in measures.items():
+        problems += [
+            f"measures.{name}.arms: {arm!r} is no arm, nor a stage that runs for each seed"
+            for arm in (measure.arms if measure is not None else ())
+            if arm not in measurable
+        ]
     for index, each in enumerate(expect):
         if each is None:
             continue
         if each.measure not in measures:
             problems.append(f"expect[{index}].measure: {each.measure!r} is none of {', '.join(measures)}")
+            continue
+        having = (measures[each.measure] and measures[each.measure].arms) or list(arms)
         problems += [
-            f"expect[{index}]: {arm!r} is no arm ({', '.join(arms)})"
+            f"expect[{index}]: {arm!r} is no arm that has {each.measure} ({', '.join(having)})"
             for arm in (each.arm, each.than)
-            if isinstance(arm, str) and arm not in arms
+            if isinstance(arm, str) and arm not in having
         ]
     if problems:
         raise RecipeError(problems, source=source)
@@ -307,7 +321,7 @@ def reproduce(
     _Runs(jobs or os.cpu_count() or 1, sum(map(len, todo)), tell).run(todo)
     result = summary(claim, out, seeds)
     (out / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_claim(claim, result, jobs_of(claim, out, seeds)[-1], out)
+    write_claim(claim, result, itertools.chain.from_iterable(todo), out)
     return result
 
 
@@ -405,14 +419,16 @@ def _recipe_text(stage: Stage) -> str:
 
 
 def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
-    """What was measured: each arm's values over seeds, the differences that were expected, and the verdict."""
+    """What was measured: values of each arm over seeds, the differences that were expected, and the verdict."""
     values = {
         arm: {
             name: [measured(measure, out / f"{arm}-{seed}") for seed in range(seeds)]
             for name, measure in claim.measures.items()
+            if arm in (measure.arms or claim.arms)
         }
-        for arm in claim.arms
+        for arm in (*claim.stages, *claim.arms)
     }
+    values = {arm: found for arm, found in values.items() if found}
     expected = []
     for each in claim.expect:
         mine = values[each.arm][each.measure]
@@ -467,11 +483,14 @@ def measured(measure: Measure, folder: Path) -> float | None:
 
 
 def table(claim: Claim, result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Titles and rows: an arm, then each measure with its interval over seeds."""
+    """Titles and rows: a measure of an arm, and its mean over seeds with its interval."""
     rows: list[tuple[str, ...]] = [
-        (arm, *(_cell(found[name]) for name in claim.measures)) for arm, found in result["values"].items()
+        (f"{name} ({measure.unit})" if measure.unit else name, arm, _cell(found[name]))
+        for name, measure in claim.measures.items()
+        for arm, found in result["values"].items()
+        if name in found
     ]
-    return ("arm", *claim.measures), rows
+    return ("measure", "arm", "mean over seeds"), rows
 
 
 def _cell(values: Iterable[float | None]) -> str:

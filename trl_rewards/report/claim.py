@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 PLOT = "plot.png"
 
 
-def write_claim(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], out: Path) -> Path:
-    """Write `plot.png` and `report.html` into `out`, from a summary and the folders of the arms' runs."""
-    curves = {name: _curves(measure, arms) for name, measure in claim.measures.items()}
+def write_claim(claim: Claim, result: Mapping[str, Any], jobs: Iterable[Job], out: Path) -> Path:
+    """Write `plot.png` and `report.html` into `out`, from a summary and the folders of the runs."""
+    arms = [job for job in jobs if job.name in result["values"]]
+    curves = {
+        name: _curves(measure, [job for job in arms if name in result["values"][job.name]])
+        for name, measure in claim.measures.items()
+    }
     light = _draw(claim, result, curves, dark=False)
     (out / PLOT).write_bytes(light)
     page = out / PAGE
@@ -55,11 +59,11 @@ def _draw(claim: Claim, result: Mapping[str, Any], curves: Mapping[str, Mapping[
         FigureCanvasAgg(figure)
         panels = figure.subplots(rows, len(claim.measures), squeeze=False)
         for column, (name, measure) in enumerate(claim.measures.items()):
-            _draw_dots(panels[0][column], {arm: found[name] for arm, found in result["values"].items()})
+            _draw_dots(panels[0][column], {arm: found.get(name, []) for arm, found in result["values"].items()})
             panels[0][column].set_title(name, parse_math=False)
             panels[0][column].set_ylabel(measure.unit)
             if rows > 1:
-                _draw_curves(panels[1][column], curves[name], list(claim.arms))
+                _draw_curves(panels[1][column], curves[name], list(result["values"]))
         figure.suptitle(f"{claim.name}: {result['verdict']}", fontsize=10, parse_math=False)
         file = io.BytesIO()
         figure.savefig(file, format="png")
@@ -127,7 +131,8 @@ def _runs(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job]) -> str:
         file = job.folder / PAGE
         where = os.path.relpath(file, job.folder.parent)
         name = f'<a href="{escape(where)}">{escape(job)}</a>' if file.is_file() else escape(job)
-        rows.append((name, *(number(result["values"][job.name][each][job.seed]) for each in claim.measures)))
+        found = result["values"][job.name]
+        rows.append((name, *(number(found[each][job.seed]) if each in found else "" for each in claim.measures)))
     return _table(("run", *claim.measures), rows, escaped=True)
 
 
