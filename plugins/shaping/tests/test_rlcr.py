@@ -1,7 +1,4 @@
 import json
-import random
-import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -151,17 +148,3 @@ def test_answers_may_be_compared_as_mathematics():
         pytest.skip(str(error))
     finally:
         reward.close()
-
-
-def test_the_claims_policy_is_taught_replies_that_can_be_read():
-    script = runpy.run_path(str(Path(__file__).parents[3] / "recipes" / "claims" / "confident.py"))
-    asked = script["replies"](random.Random(0), 200)
-    read = [read_reply(row["completion"][0]["content"], analysis=False) for row in asked]
-    assert None not in read
-    assert {confidence for _, confidence in read} == set(script["CONFIDENCES"])
-    right = [
-        int(answer) in {int(first) + int(second) for second in re.findall(r"\d+", rest)}
-        for (answer, _), row in zip(read, asked, strict=True)
-        for first, rest in re.findall(r"Compute (\d+) \+ (.*)", row["prompt"][0]["content"])
-    ]
-    assert 0.8 < sum(right) / 200 < 1
