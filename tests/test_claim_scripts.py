@@ -35,8 +35,8 @@ def test_advantages_are_read_as_weights_of_a_prompts_gradient(bnpo):
 
 @pytest.mark.parametrize(("spread", "variance"), [(0.0, 0.0), (1.0, 64 * 320 / 319 / 32 / 16**2)])
 def test_variance_is_that_of_a_batchs_estimate(bnpo, tmp_path, monkeypatch, spread, variance):
-    # Prompts' gradients are 8, or with the spread 16 and 0, in one dimension; a batch of 32 prompts with 16 answers each
-    # estimates their mean over 16. What prompts differ by, their sample variance, it has 1/32 of.
+    # Prompts' gradients are 8, or with the spread 16 and 0, in one dimension; a batch of 32 prompts with 16 answers
+    # each estimates their mean over 16, with 1/32 of the prompts' sample variance.
     monkeypatch.setattr(bnpo, "SHUFFLES", 20)
     gradients = torch.full((bnpo.PROMPTS, 1), 8.0, dtype=torch.float64)
     gradients[::2] *= 1 + spread
