@@ -15,12 +15,22 @@ from trl_rewards import load_advantage
 CLAIMS = Path(__file__).parents[1] / "recipes" / "claims"
 
 
-@pytest.fixture
-def bnpo():
-    spec = importlib.util.spec_from_file_location("claim_bnpo", CLAIMS / "bnpo.py")
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"claim_{name}", CLAIMS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def bnpo():
+    return script("bnpo")
+
+
+@pytest.fixture
+def transforming(monkeypatch):
+    monkeypatch.syspath_prepend(str(CLAIMS))  # it imports a script beside it
+    return script("transforming")
 
 
 def test_advantages_are_read_as_weights_of_a_prompts_gradient(bnpo):
@@ -49,3 +59,23 @@ def test_variance_is_that_of_a_batchs_estimate(bnpo, tmp_path, monkeypatch, spre
     assert found["right"] == 0.5
     assert found["variance"] == pytest.approx(variance, rel=0.1, abs=1e-9)
     assert found["noise"] == pytest.approx(found["variance"] / 0.25, rel=0.05, abs=1e-9)
+
+
+def test_a_policy_that_is_best_for_a_reward_is_as_far_as_is_asked(transforming):
+    utility = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]], dtype=torch.float64)
+    kl = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)  # of (1/4, 3/4) from (1/2, 1/2), which is γ = 1
+    assert transforming.tilted(utility, kl).flatten().tolist() == pytest.approx([0.25, 0.75, 0.25, 0.75])
+
+
+def test_the_worst_are_the_lowest_tenth_of_the_mass(transforming, tmp_path, monkeypatch):
+    monkeypatch.setattr(transforming, "PROMPTS", 1)
+    monkeypatch.setattr(transforming, "ANSWERS", 4)
+    monkeypatch.setattr(transforming, "REFERENCES", 1)
+    monkeypatch.setattr(transforming, "KLS", (1e-9,))  # the policy as it is: a quarter each
+    scores = torch.tensor([[0.0, 1.0, 4.0, 2.0, 3.0]])  # a reference, and four answers
+    torch.save({"scores": scores, "exact": (scores > 2).float()}, tmp_path / "answers.pt")
+    monkeypatch.setattr(transforming, "WORST", 0.3)
+    transforming.measure(tmp_path, tmp_path, "centered")
+    found = json.loads((tmp_path / "worst.json").read_text())
+    assert found["worst"] == pytest.approx((0.25 * 1.0 + 0.05 * 2.0) / 0.3, abs=1e-3)
+    assert (found["reward"], found["exact"]) == pytest.approx((2.5, 0.5), abs=1e-3)
