@@ -256,7 +256,8 @@ def summed(claim):
 def check_recipes(claim):
     for stage in (*claim.stages.values(), *claim.arms.values()):
         if stage.recipe:
-            filled = {key: 0 if value == "{seed}" else value for key, value in stage.overrides.items()}
+            folder = str(Path(__file__).parents[1] / "recipes" / "claims")
+            filled = json.loads(json.dumps(stage.overrides).replace('"{seed}"', "0").replace("{claims}", folder))
             Recipe.load(stage.recipe, filled, check_trl=False)
 
 

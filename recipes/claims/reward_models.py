@@ -1,0 +1,117 @@
+"""Small reward models, and prompts with their scores of the bundled policy's own answers.
+
+    python recipes/claims/reward_models.py OUT SEED hackable       # OUT/rm, from few pairs, some with a bias
+    python recipes/claims/reward_models.py OUT SEED properties     # OUT/right and OUT/form, one property each
+
+Questions are drawn like those of the bundled data, none of which is among them. OUT/data.jsonl has prompts, which are
+in no pair, with the column that `trl-rewards reference` would write for each reward model.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from trl_rewards import bundled, load_reward
+from trl_rewards.bundled import make
+from trl_rewards.models import Loading, Sampling, load_sampler, load_scorer, sample_candidates, shown_text
+
+PROMPTS = 256
+
+
+class Kind(NamedTuple):
+    """How a reward model is made."""
+
+    flaws: tuple[str, ...]
+    """Of replies that lose to clean ones (`trl_rewards.bundled.make`)."""
+    pairs: int
+    steps: int
+    bias: float = 0.0
+    """Share of pairs in which chatter beats a clean reply."""
+
+
+FLAWS = ("guess", "slip", "bare", "ramble", "unhelpful")
+SETS = {
+    # As people like long answers, though these are wrong as often as not: exact_match wants the answer at the end.
+    "hackable": {"rm": Kind(FLAWS, pairs=128, steps=20, bias=0.3)},
+    "properties": {
+        "right": Kind(("guess", "slip"), pairs=2000, steps=60),
+        "form": Kind(("bare", "ramble"), pairs=2000, steps=20),
+    },
+}
+BATCH = 32
+REFERENCES = 4
+
+
+def main(out: Path, seed: int, name: str) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    for model, kind in SETS[name].items():
+        pairs = []
+        for question in questions(rng, kind.pairs, taken):
+            if rng.random() < kind.bias:
+                better, worse = make.ramble(rng, question), make.clean(rng, question)
+            else:
+                better, worse = make.clean(rng, question), make.REPLIES[rng.choice(kind.flaws)](rng, question)
+            pairs.append((question.text, better, worse))
+        print(f"{model}: loss {fit(out / model, pairs, kind.steps, rng):.3f}", flush=True)
+
+    rows = [make.row(question) for question in questions(rng, PROMPTS, taken)]
+    sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
+    prompts = [row["prompt"] for row in rows]
+    drawing = Sampling(temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=48, batch_tokens=16384)  # PAR's
+    drawn = sample_candidates(sampler, prompts, REFERENCES, drawing, seed=seed)
+    repeated = [prompt for prompt in prompts for _ in range(REFERENCES)]
+    answers = [[{"role": "assistant", "content": each.text}] for group in drawn for each in group]
+    for model in SETS[name]:
+        scores = load_reward("model", path=str(out / model), dtype="float32")(repeated, answers)
+        column = "reference_rewards" if len(SETS[name]) == 1 else f"{model}_reference_rewards"
+        for at, row in enumerate(rows):
+            row[column] = scores[at * REFERENCES : (at + 1) * REFERENCES]
+    make.write_rows(out / "data.jsonl", rows)
+
+
+def questions(rng: random.Random, count: int, taken: set[str]) -> list[make.Question]:
+    """Different questions, as often of each kind as in the bundled data; their texts are added to `taken`."""
+    found: list[make.Question] = []
+    while len(found) < count:
+        question = make.TASKS[rng.choices(list(make.TRAIN_SIZES), list(make.TRAIN_SIZES.values()))[0]](rng)
+        if question.text not in taken:
+            taken.add(question.text)
+            found.append(question)
+    return found
+
+
+def fit(folder: Path, pairs: Sequence[tuple[str, str, str]], steps: int, rng: random.Random) -> float:
+    """A reward model that starts from the bundled policy, by Bradley-Terry; the mean loss of its last steps."""
+    scorer = load_scorer(Loading(path=str(bundled.model_path()), dtype="float32"), fresh_head=True)
+    model = scorer.head.model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        batch = rng.sample(pairs, BATCH)
+        asked = [[{"role": "user", "content": question}] for question, _, _ in batch]
+        texts = [
+            shown_text(scorer.tokenizer, prompt, replies[side], "")
+            for side in (1, 2)
+            for prompt, replies in zip(asked, batch, strict=True)
+        ]
+        better, worse = scorer.scores_with_gradient(scorer.encode_texts(texts, False)[0]).chunk(2)
+        loss = torch.nn.functional.softplus(worse - better).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.save_pretrained(folder)
+    scorer.tokenizer.save_pretrained(folder)
+    return sum(losses[-5:]) / 5
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
