@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -110,7 +112,8 @@ def recipes_of(name: str, kind: str) -> list[str]:
     return [recipe for recipe, file in bundled_recipes().items() if name in _used(file)[kind]]
 
 
-def _used(file: Any) -> dict[str, set[str]]:
+@functools.cache
+def _used(file: Path) -> dict[str, set[str]]:
     raw = yaml.safe_load(file.read_text()) or {}
     sources = [entry if isinstance(entry, dict) else {"use": entry} for entry in raw.get("rewards") or []]
     shapers = [*(raw.get("shape") or []), *(spec for source in sources for spec in source.get("shape") or [])]

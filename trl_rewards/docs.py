@@ -6,11 +6,13 @@ benchmarks/ write. A test keeps files and registry together.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from trl_rewards.describe import paper_of, recipes_of
+from trl_rewards.plan import GIB, PHASES, Plan, plan
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
 from trl_rewards.reproduce import claims, effect, kept, load_claim
@@ -25,9 +27,10 @@ _RECIPES_HEAD = """# Recipes
     accelerate launch recipes/train.py --config recipes/NAME.yaml [--any_trl_flag value] [--rewards.0.weight 0.3]
 
 From an installed wheel, bundled recipes go by name: `accelerate launch -m trl_rewards.train --config NAME`.
-Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`.
+Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`. Memory is that of
+one GPU by arithmetic, as `trl-rewards plan NAME` says it part by part ([how](../docs/memory.md)): at the height of
+the phase in brackets, and the smallest usual card that it fits.
 """
-
 
 _CLAIMS_HEAD = """## Claims
 
@@ -59,11 +62,30 @@ def components_page() -> str:
 
 def recipes_page() -> str:
     """recipes/README.md"""
-    results = read_results()
+    results, plans = read_results(), gpu_plans()
     rows = [
-        [f"`{name}`", header(file), results.get(name, "not measured yet")] for name, file in bundled_recipes().items()
+        [
+            f"`{name}`",
+            header(file),
+            results.get(name, "not measured yet"),
+            memory(plans[name]) if name in plans else "",
+        ]
+        for name, file in bundled_recipes().items()
     ]
-    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured"], rows), claims_table()])
+    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured", "memory"], rows), claims_table()])
+
+
+@functools.cache
+def gpu_plans() -> dict[str, Plan]:
+    """{recipe: what it needs of a GPU} of those that are for one, whose files are called gpu…."""
+    return {name: plan(name) for name, file in bundled_recipes().items() if file.name.startswith("gpu")}
+
+
+def memory(made: Plan) -> str:
+    """A plan in a few words: GiB at the height of its largest phase, and the card that it fits."""
+    phase = max(PHASES, key=made.at)
+    card = f"fits {made.card} GB" if made.card else "fits no usual card"
+    return f"{made.at(phase) / GIB:.1f} GiB ({phase}), {card}"
 
 
 def claims_table() -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_rewards.errors import RewardError, did_you_mean
@@ -41,6 +42,8 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocab: int
+    adapters: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """Their sizes by their configs: PEFT takes a second to make one of a 7B model."""
 
     @classmethod
     def of(cls, config: Any, classifier: bool) -> Shape:
@@ -97,8 +100,11 @@ class Shape:
     def adapter(self, config: Any) -> int:
         """Parameters that learn with a LoraConfig, those of whole layers that it trains too. ValueError if its targets
         are not in the model."""
-        adapted = get_peft_model(_copy_of(self.model), config, autocast_adapter_dtype=False)
-        return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+        if (key := repr(config)) not in self.adapters:
+            with _Unfilled():
+                adapted = get_peft_model(_copy_of(self.model), config, autocast_adapter_dtype=False)
+            self.adapters[key] = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+        return self.adapters[key]
 
     def cache(self, rows: int, tokens: int, dtype: str) -> int:
         """Bytes of keys and values."""
@@ -172,6 +178,14 @@ def shape_of(path: str, classifier: bool = False, trust_remote_code: bool = Fals
         ) from error
     named = (config.architectures or [""])[0]
     return Shape.of(config, classifier or named.endswith(("Classification", "RewardModel")))
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights unfilled: on the meta device there is nothing to fill, and it would take most of the time."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        filling = func in (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
+        return None if filling else func(*args, **(kwargs or {}))
 
 
 def _copy_of(model: Any) -> Any:
