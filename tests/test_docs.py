@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from trl_rewards.docs import components_page, gpu_plans, header, memory, recipes_page
-from trl_rewards.plan import GIB, PHASES, Part, Plan
+from trl_rewards.docs import components_page, gpu_plans, header, recipes_page
+from trl_rewards.plan import GIB, PHASES
 from trl_rewards.recipe import bundled_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +39,3 @@ def test_gpu_recipes_fit_the_card_that_they_name():
         if not made.fits(float(named[1])):
             too_large[name] = {phase: made.at(phase) / GIB for phase in PHASES}
     assert not too_large
-
-
-def test_memory_is_that_of_the_largest_phase():
-    made = Plan("mine", [Part("weights", 10 * GIB), Part("activations", 5 * GIB, ("learn",))])
-    assert memory(made) == "17.3 GiB (learn), fits 24 GB"  # 15 and a tenth, and 0.8 of CUDA's
-    made.add("keys and values", 1000 * GIB, ["generate"])
-    assert memory(made) == "1111.8 GiB (generate), fits no usual card"

@@ -15,7 +15,7 @@ from trl_rewards import RecipeError
 from trl_rewards.cli import app
 from trl_rewards.footprint import Shape, optimiser, shape_of
 from trl_rewards.models import InProcess
-from trl_rewards.plan import GIB, Part, plan
+from trl_rewards.plan import GIB, Part, Plan, plan
 from trl_rewards.plugins import load_plugins
 
 WIDTHS = {
@@ -114,6 +114,15 @@ def test_optimisers_keep_two_moments_but_for_those_that_do_not():
         ("lmsys/vicuna-7b-v1.3", 6_738_415_616),
         ("Skywork/Skywork-Reward-V2-Llama-3.1-8B", 7_504_928_768),
         ("internlm/POLAR-7B", 7_358_652_416),
+        ("Qwen/Qwen2.5-32B", 32_763_876_352),
+        ("Qwen/Qwen3-4B-Base", 4_022_468_096),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
+        ("google/gemma-2-2b-it", 2_614_341_888),
+        ("cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr", 1_011_781_632),
+        ("cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr", 6_857_302_016),
     ],
 )
 def test_shapes_of_published_models_have_their_numbers_of_parameters(name, parameters):
@@ -201,6 +210,13 @@ def test_auto_takes_the_numbers_of_the_checkpoint(policy_path, tmp_path):
     assert made.parts[0].what.endswith("bfloat16")
     assert made.parts[0].size == 2 * shape_of(str(tmp_path / "half")).parameters
     assert shape_of("Qwen/Qwen3-8B").published_in == "bfloat16"
+
+
+def test_in_brief_a_plan_is_its_largest_phase():
+    made = Plan("mine", [Part("weights", 10 * GIB), Part("activations", 5 * GIB, ("learn",))])
+    assert made.brief == "17.3 GiB (learn), fits 24 GB"  # 15 and a tenth, and 0.8 of CUDA's
+    made.add("keys and values", 1000 * GIB, ["generate"])
+    assert made.brief == "1111.8 GiB (generate), fits no usual card"
 
 
 def test_a_model_that_nobody_knows_is_an_error_of_the_recipe(tmp_path, monkeypatch):
