@@ -164,8 +164,9 @@ def shape_of(path: str, classifier: bool = False, trust_remote_code: bool = Fals
     known = json.loads(SHAPES.read_text(encoding="utf-8"))
     if path in known:
         classifier = classifier or known[path].get("classifier", False)
-        fields = known[known[path].get("like", path)]
-        fields.pop("classifier", None)
+        if like := known[path].get("like"):
+            return shape_of(like, classifier)
+        fields = {name: value for name, value in known[path].items() if name != "classifier"}
         return Shape.of(AutoConfig.for_model(fields.pop("model_type"), dtype="bfloat16", **fields), classifier)
     if path.startswith((".", "/", "~")) and not os.path.isdir(path):
         raise RewardError(f"no folder {path!r}")
