@@ -119,7 +119,7 @@ def test_optimisers_keep_two_moments_but_for_those_that_do_not():
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000),
         ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
-        ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
+        ("meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496),
         ("google/gemma-2-2b-it", 2_614_341_888),
         ("cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr", 1_011_781_632),
         ("cleanrl/EleutherAI_pythia-6.9b-deduped__sft__tldr", 6_857_302_016),
