@@ -8,7 +8,14 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from typer.testing import CliRunner
 
 from trl_rewards import RecipeError
@@ -94,6 +101,15 @@ def test_adapter_and_cache_are_counted_by_their_shapes():
     assert shape.cache(rows=5, tokens=7, dtype="bfloat16") == 5 * 7 * 3 * (2 * 64) * 2
     with pytest.raises(ValueError, match="no_proj"):
         shape.adapter(LoraConfig(r=4, target_modules=["no_proj"]))
+
+
+@pytest.mark.parametrize("dense", [[], [2]], ids=["layers alike", "the last unlike"])
+def test_an_adapter_is_as_large_as_peft_makes_it(dense):
+    config = Qwen3MoeConfig(**WIDTHS, num_experts=4, moe_intermediate_size=64, mlp_only_layers=dense)
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    said = Shape.of(config, classifier=False).adapter(lora)
+    made = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+    assert said == sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
 
 
 def test_optimisers_keep_two_moments_but_for_those_that_do_not():

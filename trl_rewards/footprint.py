@@ -7,6 +7,7 @@ gated MLPs and attention that keeps no scores); tests hold the sums against what
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trl_rewards.errors import RewardError, did_you_mean
@@ -43,7 +43,7 @@ class Shape:
     head_dim: int
     vocab: int
     adapters: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
-    """Their sizes by their configs: PEFT takes a second to make one of a 7B model."""
+    """Their sizes, by their configs."""
 
     @classmethod
     def of(cls, config: Any, classifier: bool) -> Shape:
@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        return sum(weight.numel() for weight in self.model.parameters())
+        return _size(self.model)
 
     @property
     def published_in(self) -> str:
@@ -101,10 +101,19 @@ class Shape:
         """Parameters that learn with a LoraConfig, those of whole layers that it trains too. ValueError if its targets
         are not in the model."""
         if (key := repr(config)) not in self.adapters:
-            with _Unfilled():
-                adapted = get_peft_model(_copy_of(self.model), config, autocast_adapter_dtype=False)
-            self.adapters[key] = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+            self.adapters[key] = self._adapter(config)
         return self.adapters[key]
+
+    def _adapter(self, config: Any) -> int:
+        """PEFT takes a second to put an adapter into all layers of a 7B model, and they are alike: two tell of all."""
+        one, two = (_shortened(self.model, layers) for layers in (1, 2))
+
+        def of_all(first: int, both: int) -> int:
+            return first + (self.layers - 1) * (both - first)
+
+        if of_all(_size(one), _size(two)) != self.parameters:  # some layer is unlike the others
+            return _trainable(_shortened(self.model, self.layers), config)
+        return of_all(_trainable(one, config), _trainable(two, config))
 
     def cache(self, rows: int, tokens: int, dtype: str) -> int:
         """Bytes of keys and values."""
@@ -181,15 +190,23 @@ def shape_of(path: str, classifier: bool = False, trust_remote_code: bool = Fals
     return Shape.of(config, classifier or named.endswith(("Classification", "RewardModel")))
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves weights unfilled: on the meta device there is nothing to fill, and it would take most of the time."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        filling = func in (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
-        return None if filling else func(*args, **(kwargs or {}))
+def _size(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
-def _copy_of(model: Any) -> Any:
-    """Another model like it, on the meta device: PEFT puts its layers into the model that it is given."""
+def _trainable(model: Any, config: Any) -> int:
+    """Parameters that learn in a model that is given an adapter."""
+    config = copy.deepcopy(config)  # PEFT writes the names that `all-linear` means for this model into it
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+
+
+def _shortened(model: Any, layers: int) -> Any:
+    """Another model like it with so many layers, on the meta device."""
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):  # one per layer, where a model has several kinds of attention
+        text.layer_types = text.layer_types[:layers]
     with torch.device("meta"):
-        return type(model)(model.config)
+        return type(model)(config)
