@@ -1,10 +1,13 @@
 """The maths of scripts beside the claims, worked by hand."""
 
+import random
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from trl_rewards_shaping.rlcr import read_reply
 
 CLAIMS = Path(__file__).parents[1] / "recipes" / "claims"
 
@@ -48,3 +51,17 @@ def test_a_pair_that_the_model_cannot_tell_is_a_tie_of_win_rates(monkeypatch):
     # σ(0.4) is just below 0.6: the first two are tied, and the third beats both; the others are below all
     scores = torch.tensor([1.0, 1.4, 3.0, -9.0, -9.0, -9.0, -9.0, -9.0])
     assert prefgrpo["rates"](scores).tolist() == pytest.approx([5.5 / 7, 5.5 / 7, 1.0, *[2 / 7] * 5])
+
+
+def test_the_claims_policy_is_taught_replies_that_can_be_read(monkeypatch):
+    confident = script("confident", monkeypatch)
+    asked = confident["replies"](random.Random(0), 200)
+    read = [read_reply(row["completion"][0]["content"], analysis=False) for row in asked]
+    assert None not in read
+    assert {confidence for _, confidence in read} == set(confident["CONFIDENCES"])
+    right = [
+        int(answer) in {int(first) + int(second) for second in re.findall(r"\d+", rest)}
+        for (answer, _), row in zip(read, asked, strict=True)
+        for first, rest in re.findall(r"Compute (\d+) \+ (.*)", row["prompt"][0]["content"])
+    ]
+    assert 0.8 < sum(right) / 200 < 1

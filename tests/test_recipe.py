@@ -195,16 +195,17 @@ def test_a_file_beside_the_recipe_is_found_whatever_the_working_directory(recipe
     assert recipe("rewards: ['./mine.py:close']").rewards[0].use == "./mine.py:close"
 
 
-def test_group_scoped_and_random_rewards_have_no_cache(problems, write):
+def test_group_scoped_random_and_counting_rewards_have_no_cache(problems, write):
     write(
         "mine.py",
         "from trl_rewards import Reward\nclass Rank(Reward):\n    scope = 'group'\n    def score(self, s): return []\n"
         "def f(completions, **kwargs): return []\n",
     )
-    uses = ["./mine.py:Rank", "./mine.py:f"]
+    uses = ["./mine.py:Rank", "./mine.py:f", "rlcr"]
     found = problems({"rewards": [{"use": use, "cache": True} for use in uses]})
     assert found[0].startswith("rewards[0].cache: 'Rank' scores whole groups")
     assert found[1].startswith("rewards[1].cache: 'f' does not say that it is deterministic")
+    assert found[2].startswith("rewards[2].cache: 'rlcr' is asked about every row")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -536,6 +536,16 @@ def test_identical_rows_are_scored_once():
     assert reward.calls == [["aa", "b", "aa"]]  # the last "aa" has another column value
 
 
+def test_a_reward_that_logs_shares_of_a_batch_sees_identical_rows_too():
+    class Logging(Counting):
+        sees_every_row = True
+
+    reward = Logging()
+    samples = make_samples(["aa", "b", "aa"], prompts=["p"] * 3, tag=["x"] * 3)
+    assert run_source(source(reward), samples) == [2.0, 1.0, 2.0]
+    assert reward.calls == [["aa", "b", "aa"]]
+
+
 def test_rows_that_differ_inside_a_long_array_are_different():
     first, second = numpy.zeros(5000), numpy.zeros(5000)
     second[2500] = 7.0

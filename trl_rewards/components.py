@@ -111,6 +111,8 @@ class Reward(Component):
     """`group`: `score` is given whole groups (`samples.group_size` is set), also when ranks hold parts of them."""
     deterministic: ClassVar[bool] = True
     """Same row, same score: identical rows of a batch are scored once, and scores may be cached."""
+    sees_every_row: ClassVar[bool] = False
+    """It is asked about identical rows too, though their scores are the same: for what it logs of a batch."""
     traces: ClassVar[bool] = False
     """Its scores may be `Traced`, and say how they came about. A cache keeps the numbers alone."""
 

@@ -741,6 +741,8 @@ def check_components(recipe: Recipe) -> list[str]:
                 problems.append(f"{path}.cache: {source.name!r} scores tokens, and the cache keeps one number per row")
             elif not reward.deterministic:
                 problems.append(f"{path}.cache: {source.name!r} does not say that it is deterministic")
+            elif reward.sees_every_row:
+                problems.append(f"{path}.cache: {source.name!r} is asked about every row, for what it logs of them")
     if recipe.share_base and not sharing and not problems:
         problems.append(
             "share_base: no source runs on the policy's base; give one an adapter that was trained on it, and no "

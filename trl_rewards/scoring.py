@@ -322,7 +322,7 @@ def run_source(source: Source, samples: Samples) -> list[Cell]:
     Raises RewardError where the source broke its contract; a call that failed gives Failed cells instead.
     """
     samples = samples.only(source.reward.reads())
-    if source.reward.scope == "group" or not source.reward.deterministic:
+    if source.reward.scope == "group" or not source.reward.deterministic or source.reward.sees_every_row:
         return _call(source, samples)
     keys = [row_key(source.signature, samples, row) for row in range(len(samples))]
     known = ScoreCache(source.cache).get(keys) if source.cache else {}

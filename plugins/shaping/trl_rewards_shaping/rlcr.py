@@ -91,6 +91,7 @@ class RLCR(Reward):
     accuracy, Brier score, calibration error (ten bins) and AUROC of each batch.
     """
 
+    sees_every_row = True  # a confidence that is said often counts as often
     answer: str = "answer"
     """Dataset column with the reference answer, or a list of them, any of which is right."""
     match: Literal["exact", "math"] = "exact"
