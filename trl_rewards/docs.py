@@ -6,16 +6,20 @@ benchmarks/ write. A test keeps files and registry together. Components' own pag
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_rewards.describe import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
 from trl_rewards.reproduce import claims, effects, kept, load_claim
+
+if TYPE_CHECKING:
+    from trl_rewards.plan import Plan
 
 _PLUGINS_HEAD = """# Components
 
@@ -27,9 +31,10 @@ _RECIPES_HEAD = """# Recipes
     accelerate launch recipes/train.py --config recipes/NAME.yaml [--any_trl_flag value] [--rewards.0.weight 0.3]
 
 From an installed wheel, bundled recipes go by name: `accelerate launch -m trl_rewards.train --config NAME`.
-Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`.
+Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`. Memory is that of
+one GPU by arithmetic, as `trl-rewards plan NAME` says it part by part ([how](../docs/memory.md)): at the height of
+the phase in brackets, and the smallest usual card that it fits.
 """
-
 
 _CLAIMS_HEAD = """## Claims
 
@@ -97,11 +102,25 @@ def _plain(text: str) -> str:
 
 def recipes_page() -> str:
     """recipes/README.md"""
-    results = read_results()
+    results, plans = read_results(), gpu_plans()
     rows = [
-        [f"`{name}`", header(file), results.get(name, "not measured yet")] for name, file in bundled_recipes().items()
+        [
+            f"`{name}`",
+            header(file),
+            results.get(name, "not measured yet"),
+            plans[name].brief if name in plans else "",
+        ]
+        for name, file in bundled_recipes().items()
     ]
-    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured"], rows), claims_table()])
+    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured", "memory"], rows), claims_table()])
+
+
+@functools.cache
+def gpu_plans() -> dict[str, Plan]:
+    """{recipe: what it needs of a GPU} of those that are for one, whose files are called gpu…."""
+    from trl_rewards.plan import plan  # it takes torch, which no other page needs
+
+    return {name: plan(name) for name, file in bundled_recipes().items() if file.name.startswith("gpu")}
 
 
 def claims_table() -> str:

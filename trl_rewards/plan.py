@@ -72,6 +72,13 @@ class Plan:
         """GiB of the smallest usual card that it fits; None: none of them."""
         return next((card for card in CARDS if self.fits(card)), None)
 
+    @property
+    def brief(self) -> str:
+        """In a few words: GiB at the height of its largest phase, and the card that it fits."""
+        phase = max(PHASES, key=self.at)
+        card = f"fits {self.card} GB" if self.card else "fits no usual card"
+        return f"{self.at(phase) / GIB:.1f} GiB ({phase}), {card}"
+
     def rows(self) -> list[tuple[str, ...]]:
         """A table: part, then GiB in each phase."""
         table: list[tuple[str, ...]] = [
