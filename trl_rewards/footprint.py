@@ -97,7 +97,8 @@ class Shape:
     def adapter(self, config: Any) -> int:
         """Parameters that learn with a LoraConfig, those of whole layers that it trains too. ValueError if its targets
         are not in the model."""
-        adapted = get_peft_model(_copy_of(self.model), config, autocast_adapter_dtype=False)
+        with torch.device("meta"):  # without it PEFT makes hundreds of millions of random numbers
+            adapted = get_peft_model(_copy_of(self.model), config, autocast_adapter_dtype=False)
         return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
     def cache(self, rows: int, tokens: int, dtype: str) -> int:
