@@ -119,7 +119,9 @@ def test_show_writes_required_options_into_the_example(command):
 
 def test_show_of_a_function_in_a_file(command, write):
     path = write("mine.py", 'def close(completions, **kwargs):\n    """How close."""\n')
-    assert command("show", f"{path}:close")[1] == f"{path}:close (a TRL reward function)\n\nHow close.\n"
+    out = command("show", f"{path}:close")[1]
+    assert out.startswith(f"{path}:close · reward · a TRL reward function\n\nHow close.\n\nNo options.\n")
+    assert out.endswith(f"    - {{use: {path}:close}}\n")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from trl_rewards.reproduce import (
     load_claim,
     measured,
     reproduce,
+    table,
 )
 
 # Logs a curve that rises to a seed's end, after it has read what the stage left.
@@ -101,8 +102,8 @@ def test_a_verdict_needs_the_whole_interval(direction, by, found, verdict):
 
 def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     claim, out, said = load_claim(claim_of(tmp_path)), tmp_path / "runs", []
-    result = reproduce(claim, out, seeds=3, jobs=2, tell=said.append)
-    assert [line.partition(":")[0] for line in said] == [
+    result = reproduce(claim, out, seeds=3, jobs=1, tell=said.append)
+    assert [each.ended.partition(":")[0] for each in said if each.ended] == [
         *(f"model, seed {seed}" for seed in range(3)),
         *(f"{arm}, seed {seed}" for seed in range(3) for arm in ("old", "new")),
     ]
@@ -113,26 +114,71 @@ def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     assert [each["difference"][0] for each in result["expected"]] == pytest.approx([0.3, -2.0])
     assert result["verdict"] == "reproduced"
     assert json.loads((out / "result.json").read_text())["verdict"] == "reproduced"
+    assert (said[-1].done, said[-1].total, said[-1].running) == (9, 9, ())
     assert (out / "plot.png").stat().st_size > 2000
+    page = (out / "report.html").read_text()
+    assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in page
+    assert '"data:image/png' in page
 
     (out / "new-1" / "done.json").unlink()
     kept_line = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
     made_line = (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns
-    again = reproduce(claim, out, seeds=3, jobs=1, tell=said.append)
+    again = reproduce(claim, out, seeds=3, jobs=2)
     assert (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns == kept_line
     assert (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns > made_line
     assert again["values"] == result["values"]
     changed = load_claim(claim_of(tmp_path, arms=_with_end(claim_of(tmp_path), "new", "0.9")))
-    assert reproduce(changed, out, seeds=1, tell=said.append)["values"]["new"]["right"] == pytest.approx([0.9])
+    assert reproduce(changed, out, seeds=1)["values"]["new"]["right"] == pytest.approx([0.9])
 
 
 def test_arms_are_run_again_when_a_stage_before_them_was(tmp_path):
     claim, out = load_claim(claim_of(tmp_path)), tmp_path / "runs"
-    reproduce(claim, out, seeds=1, tell=lambda line: None)
+    reproduce(claim, out, seeds=1)
     made = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
     claim.stages["model"].command.append("another model")
-    reproduce(claim, out, seeds=1, tell=lambda line: None)
+    reproduce(claim, out, seeds=1)
     assert (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns > made
+
+
+def test_a_stage_once_runs_for_all_seeds_and_scripts_beside_the_claim_are_found(tmp_path):
+    stage = {"command": ["{claims}/stage.py", "{out}", "{seed}"], "once": True}
+    (tmp_path / "same.py").write_text(ARM.replace('{"seed": seed}', '{"seed": 0}'))
+    arm = {"command": ["{claims}/same.py", "{out}", "{seed}", "0.5", "{model}"], "before": ["model"]}
+    claim = load_claim(claim_of(tmp_path, stages={"model": stage}, arms={"old": arm, "new": arm}))
+    result = reproduce(claim, tmp_path / "runs", seeds=2)
+    assert [folder.name for folder in sorted((tmp_path / "runs").iterdir()) if folder.is_dir()] == [
+        *("model", "new-0", "new-1", "old-0", "old-1"),
+    ]
+    assert result["values"]["old"]["right"] == pytest.approx([0.5, 0.51])
+    made = (tmp_path / "runs/model/done.json").stat().st_mtime_ns
+    (tmp_path / "stage.py").write_text(textwrap.dedent(STAGE) + "\n# changed\n")
+    reproduce(claim, tmp_path / "runs", seeds=2)
+    assert (tmp_path / "runs/model/done.json").stat().st_mtime_ns > made
+    with pytest.raises(RecipeError, match=r"arms\.old: an arm runs for each seed, not once"):
+        load_claim(claim_of(tmp_path, arms={"old": {"command": ["x"], "once": True}, "new": arm}))
+    with pytest.raises(RecipeError, match=r"arms\.model: a stage has that name"):
+        load_claim(claim_of(tmp_path, arms={"old": arm, "new": arm, "model": arm}))
+
+
+def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
+    measures = {
+        "right": {"key": "right", "arms": ["new"]},
+        "seed": {"key": "seed", "file": "stage.json", "arms": ["model"]},
+    }
+    expect = [{"measure": "right", "arm": "new", "than": 0.5}, {"measure": "seed", "arm": "model", "than": -1.0}]
+    claim = load_claim(claim_of(tmp_path, measures=measures, expect=expect))
+    result = reproduce(claim, tmp_path / "runs", seeds=2)
+    assert result["values"] == {"model": {"seed": [0.0, 1.0]}, "new": {"right": pytest.approx([0.8, 0.81])}}
+    assert table(claim, result)[1] == [
+        ("model", "", "0.5 (-5.85 to 6.85)"),
+        ("new", "0.805 (0.741 to 0.869)", ""),
+    ]
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "<tr><td>model, seed 1</td><td></td><td>1.000</td></tr>" in page
+    with pytest.raises(RecipeError, match=r"expect\[0\]: 'old' is no arm that has right \(new\)"):
+        load_claim(claim_of(tmp_path, measures=measures, expect=[expect[0] | {"arm": "old"}]))
+    with pytest.raises(RecipeError, match=r"measures.right.arms: 'older' is no arm"):
+        load_claim(claim_of(tmp_path, measures={"right": measures["right"] | {"arms": ["older"]}}))
 
 
 def test_lines_without_a_number_are_left_out_of_a_measure(tmp_path):
@@ -159,19 +205,19 @@ def test_a_level_that_no_seed_reaches_and_a_missing_metric_are_said(tmp_path):
     expect = [{"measure": "steps", "arm": "new", "than": "old", "direction": "lower"}]
     claim = load_claim(claim_of(tmp_path, measures=never, expect=expect))
     with pytest.raises(RewardError, match="steps of new and old: no seed has both"):
-        reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+        reproduce(claim, tmp_path / "runs", seeds=1)
     claim = load_claim(
         claim_of(tmp_path, measures={"right": {"key": "wrong"}}, expect=[expect[0] | {"measure": "right"}])
     )
     with pytest.raises(RewardError, match=r"metrics.jsonl has no 'wrong'; it has loss, right, step"):
-        reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+        reproduce(claim, tmp_path / "runs", seeds=1)
 
 
 def test_a_run_that_fails_is_named_with_its_log_after_the_others_are_done(tmp_path):
     arms = _with_end(claim_of(tmp_path), "old", "no number")
     claim, out = load_claim(claim_of(tmp_path, arms=arms)), tmp_path / "runs"
     with pytest.raises(RewardError, match=r"failed: old, seed 0 \(see .*old-0/log.txt\)"):
-        reproduce(claim, out, seeds=1, tell=lambda line: None)
+        reproduce(claim, out, seeds=1)
     assert "could not convert string to float" in (out / "old-0" / "log.txt").read_text()
     assert (out / "new-0" / "done.json").is_file()
 
@@ -201,6 +247,12 @@ def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
         load_claim("nobody")
 
 
+def summed(claim):
+    """Names of arms and stages that have a measure."""
+    named = [arm for measure in claim.measures.values() for arm in measure.arms or claim.arms]
+    return [name for name in (*claim.stages, *claim.arms) if name in named]
+
+
 def check_recipes(claim):
     for stage in (*claim.stages.values(), *claim.arms.values()):
         if stage.recipe:
@@ -216,7 +268,7 @@ def test_bundled_claims_are_whole_and_their_recipes_take_their_overrides():
         if claim.full:
             Recipe.load(claim.full, check_trl=False)
         result = kept(name)
-        assert result is None or set(result["values"]) == set(claim.arms)
+        assert result is None or set(result["values"]) == set(summed(claim))
 
 
 def test_the_guides_claim_is_one(tmp_path):
@@ -238,7 +290,9 @@ def test_the_command_lists_claims_and_prints_a_table_and_a_verdict(tmp_path):
     assert done.exit_code == 0, done.output
     assert "new is better than old" in done.output
     assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in done.output
+    assert "6/6 new, seed 1:" in done.output or "6/6 old, seed 1:" in done.output
     assert (tmp_path / "runs/mine/plot.png").is_file()
+    assert (tmp_path / "runs/mine/report.html").is_file()
 
 
 @pytest.mark.slow
@@ -248,7 +302,7 @@ def test_a_recipe_runs_as_an_arm_with_its_overrides_and_seed(tmp_path):
     measures = {"reward": {"key": "reward"}}
     expect = [{"measure": "reward", "arm": "only", "than": 0.0}]
     claim = load_claim(claim_of(tmp_path, stages={}, arms={"only": arm}, measures=measures, expect=expect))
-    result = reproduce(claim, tmp_path / "runs", seeds=1, tell=lambda line: None)
+    result = reproduce(claim, tmp_path / "runs", seeds=1)
     assert 0 < result["values"]["only"]["reward"][0] < 3
     saved = yaml.safe_load((tmp_path / "runs/only-0/recipe.yaml").read_text())
     assert (saved["seed"], saved["rewards"][3]["weight"], saved["max_steps"]) == (0, 0.5, 1)

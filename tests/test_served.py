@@ -3,14 +3,16 @@
 import asyncio
 import json
 import math
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from trl_rewards import Failed, RewardError
+from trl_rewards import Context, Failed, RewardError
 from trl_rewards.models.served import DIALECTS, ServedScorer
+from trl_rewards.testing import make_samples, run_reward
 
 CASES = json.loads(Path(__file__).with_name("served_cases.json").read_text(encoding="utf-8"))["cases"]
 SECRET = "sk-secret"
@@ -352,3 +354,25 @@ def test_a_server_that_does_not_count_tokens_is_warned_of(serve, caplog):
     server = serve(lambda path, body: [{"embedding": [value(text)]} for text in body["text"]])
     ServedScorer(server.url, "sglang").check("one text", "another text", tokens=3)
     assert "does not say how many tokens" in caplog.text
+
+
+def test_the_guides_source_asks_a_server_and_reads_its_scores(serve, policy_path):
+    guide = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    scope: dict = {"__name__": "serving"}
+    exec(compile(block, "serving.md", "exec"), scope)
+    server = serve(lambda path, body: REPLIES["vllm_sequence"](body))
+    served = scope["Served"](path=policy_path, endpoint=server.url)
+    served.setup(Context())
+    samples = make_samples(completions=["5", "five"], prompts=["2 + 3? "] * 2)
+    assert run_reward(served, samples) == [8.0, 11.0]  # the length of prompt and completion
+    assert server.requests[-1] == (
+        "/pooling",
+        {
+            "model": policy_path,
+            "input": ["2 + 3? 5", "2 + 3? five"],
+            "task": "classify",
+            "use_activation": False,
+        },
+    )
+    served.close()

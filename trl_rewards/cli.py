@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_me
 if TYPE_CHECKING:
     from trl_rewards.models.pretrained import Loading
     from trl_rewards.pairs import Sampling
+    from trl_rewards.reproduce import Told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -608,6 +610,7 @@ def reproduce(
 ) -> None:
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
     from trl_rewards import reproduce as claims
+    from trl_rewards.report import claim as report
 
     known = claims.claims()
     if not names and not every:
@@ -616,14 +619,39 @@ def reproduce(
         return
     for claim in [claims.load_claim(name) for name in (known if every else names or ())]:
         print(f"{claim.name}: {claim.claim}\n{claim.paper}\n{claim.miniature}\n")
-        result = claims.reproduce(claim, out / claim.name, seeds, jobs)
+        with _progress() as tell:
+            result = claims.reproduce(claim, out / claim.name, seeds, jobs, tell)
         titles, rows = claims.table(claim, result)
         print()
         _table(titles, rows, folds=0)
-        print(f"\n{claims.effect(result)}\n{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)")
-        print(f"plot {out / claim.name / claims.PLOT}\n")
+        print("", *claims.effects(result), f"{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)", sep="\n")
+        print(f"plot   {out / claim.name / report.PLOT}\nreport {out / claim.name / report.PAGE}\n")
         if save:
             claims.keep(claim, result)
+
+
+@contextmanager
+def _progress() -> Generator[Callable[[Told], None]]:
+    """A bar under the lines of runs that ended; without a terminal, the lines alone."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}")) as progress:
+        bar = progress.add_task("")
+
+        def tell(told: Told) -> None:
+            progress.update(bar, completed=told.done, total=told.total, description="; ".join(told.running))
+            if told.ended:
+                progress.console.print(f"{told.done}/{told.total} {told.ended}", highlight=False)
+
+        yield tell
 
 
 @app.command()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,33 +20,87 @@ from trl_rewards.recipe import bundled_recipes
 _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
 
 
-def describe(name: str, kind: str | None = None) -> str:
-    """Everything a YAML author wants to know of a component. PluginError if there is none of that name."""
+class Option(NamedTuple):
+    """One option of a component, as its author wrote it down."""
+
+    name: str
+    type: str
+    default: str | None
+    """As Python writes it; None where the option is required."""
+    doc: str
+
+
+class Description(NamedTuple):
+    """Everything a YAML author wants to know of a component."""
+
+    name: str
+    kind: str
+    traits: list[str]
+    doc: str
+    told: str
+    """What a model is told of a tool; empty for others."""
+    options: list[Option]
+    """Those without a default first, then the component's own, then those of its bases."""
+    columns: str
+    paper: str
+    recipes: list[str]
+    example: str
+
+
+def description(name: str, kind: str | None = None) -> Description:
+    """What there is to say of a component. PluginError if there is none of that name."""
     if kind is not None and kind not in KINDS:
         raise PluginError(f"unknown kind {kind!r}; it is one of {', '.join(KINDS)}")
     kind = kind or _kind_of(name)
     cls: Any = component_class(kind, name)
     if not isinstance(cls, type):
-        return f"{name} (a TRL reward function)\n\n{inspect.getdoc(cls) or 'no documentation'}"
-    lines = [f"{name} · {kind}{_traits(cls)}", "", docstring(cls) or "no documentation", ""]
-    if issubclass(cls, Tool):
-        lines += [f"A model is told: {cls.description}", ""]
-    lines += ["Options" if options_of(cls) else "No options."]
+        doc = inspect.getdoc(cls) or ""
+        use = f"  rewards:\n    - {{use: {name}}}"
+        return Description(name, kind, ["a TRL reward function"], doc, "", [], "", "", recipes_of(name, kind), use)
     types, docs = option_types(cls), option_docs(cls)
-    for option in _most_telling_first(cls):
-        default = _default(option)
-        said = f" = {default}" if default is not None else "  (required)"
-        lines.append(f"  {option.name}: {type_name(types[option.name])}{said}")
-        if option.name in docs:
-            lines.append("      " + " ".join(docs[option.name].split()))
-    if columns := _columns(cls):
-        lines += ["", f"Reads dataset columns: {columns}"]
-    if paper := paper_of(cls):
-        lines += ["", f"Paper: {paper}"]
-    if recipes := recipes_of(name, kind):
-        lines += ["", f"Recipes: {', '.join(recipes)}"]
-    place = "On the command line" if kind == "selector" else "In a recipe"
-    return "\n".join([*lines, "", place, "", example(name, kind, cls)])
+    options = [
+        Option(o.name, type_name(types[o.name]), _default(o), " ".join(docs.get(o.name, "").split()))
+        for o in _most_telling_first(cls)
+    ]
+    return Description(
+        name,
+        kind,
+        _traits(cls),
+        docstring(cls),
+        cls.description if issubclass(cls, Tool) else "",
+        options,
+        _columns(cls),
+        paper_of(cls),
+        recipes_of(name, kind),
+        example(name, kind, cls),
+    )
+
+
+def describe(name: str, kind: str | None = None) -> str:
+    """A component's description as text. PluginError if there is none of that name."""
+    said = description(name, kind)
+    lines = [" · ".join([f"{said.name}", said.kind, *([", ".join(said.traits)] if said.traits else [])]), ""]
+    lines += [said.doc or "no documentation", ""]
+    if said.told:
+        lines += [f"A model is told: {said.told}", ""]
+    lines += ["Options" if said.options else "No options."]
+    for option in said.options:
+        default = f" = {option.default}" if option.default is not None else "  (required)"
+        lines.append(f"  {option.name}: {option.type}{default}")
+        if option.doc:
+            lines.append(f"      {option.doc}")
+    if said.columns:
+        lines += ["", f"Reads dataset columns: {said.columns}"]
+    if said.paper:
+        lines += ["", f"Paper: {said.paper}"]
+    if said.recipes:
+        lines += ["", f"Recipes: {', '.join(said.recipes)}"]
+    return "\n".join([*lines, "", place(said.kind), "", said.example])
+
+
+def place(kind: str) -> str:
+    """Where the example of a kind stands."""
+    return "On the command line" if kind == "selector" else "In a recipe"
 
 
 def _most_telling_first(cls: type[Component]) -> list[dataclasses.Field]:
@@ -71,8 +127,8 @@ def _kind_of(name: str) -> str:
     return found[0]
 
 
-def _traits(cls: type[Component]) -> str:
-    traits = []
+def _traits(cls: type[Component]) -> list[str]:
+    traits: list[str] = []
     if issubclass(cls, Reward):
         traits += ["sees whole groups"] if cls.scope == "group" else []
         traits += [] if cls.deterministic else ["not deterministic"]
@@ -80,7 +136,7 @@ def _traits(cls: type[Component]) -> str:
         traits += [f"{cls.level} level"] + [f"needs {', '.join(sorted(cls.needs))}"] * bool(cls.needs)
     if issubclass(cls, Tool):
         traits += [f"answers to {', '.join(cls.answers_to)}"] * bool(cls.answers_to)
-    return f" · {', '.join(traits)}" if traits else ""
+    return traits
 
 
 def _default(option: dataclasses.Field) -> str | None:
@@ -110,7 +166,9 @@ def recipes_of(name: str, kind: str) -> list[str]:
     return [recipe for recipe, file in bundled_recipes().items() if name in _used(file)[kind]]
 
 
-def _used(file: Any) -> dict[str, set[str]]:
+@cache
+def _used(file: Path) -> dict[str, set[str]]:
+    """What a bundled recipe uses, by kind. Kept: each component's page asks every recipe."""
     raw = yaml.safe_load(file.read_text()) or {}
     sources = [entry if isinstance(entry, dict) else {"use": entry} for entry in raw.get("rewards") or []]
     shapers = [*(raw.get("shape") or []), *(spec for source in sources for spec in source.get("shape") or [])]

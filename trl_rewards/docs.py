@@ -1,19 +1,21 @@
-"""The generated tables: `python -m trl_rewards.docs` writes plugins/README.md and recipes/README.md of a checkout.
+"""The generated pages: `python -m trl_rewards.docs` writes plugins/README.md and recipes/README.md of a checkout.
 
 Their words come from docstrings and recipe headers, their figures from `recipes/results.json`, which the scripts under
-benchmarks/ write. A test keeps files and registry together.
+benchmarks/ write. A test keeps files and registry together. Components' own pages are made when the site is built.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
-from trl_rewards.describe import paper_of, recipes_of
+from trl_rewards.describe import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
-from trl_rewards.reproduce import claims, effect, kept, load_claim
+from trl_rewards.reproduce import claims, effects, kept, load_claim
 
 _PLUGINS_HEAD = """# Components
 
@@ -57,6 +59,42 @@ def components_page() -> str:
     return "\n".join(parts)
 
 
+def component_page(name: str, kind: str) -> str:
+    """One component's page of the site; its links start from docs/components/KIND/."""
+    said = description(name, kind)
+    owner = load_plugins().find(kind, name).owner
+    parts = [f"# {name}\n", f"*{', '.join([kind, *said.traits])}; plugin {owner}*\n", _plain(said.doc) + "\n"]
+    if said.told:
+        parts.append(f"A model is told: {_plain(said.told)}\n")
+    parts.append(f"{place(kind)}:\n\n```{'text' if kind == 'selector' else 'yaml'}\n{dedent(said.example)}\n```\n")
+    if said.options:
+        rows = [
+            [f"`{o.name}`", f"`{o.type}`", "required" if o.default is None else f"`{o.default}`", _plain(o.doc)]
+            for o in said.options
+        ]
+        parts += ["## Options\n", _markdown(["option", "type", "default", "what"], rows)]
+    if said.columns:
+        parts.append(f"Reads dataset columns: {said.columns}\n")
+    if said.paper:
+        parts.append(f"Paper: <{said.paper}>\n")
+    if said.recipes:
+        links = [f"[{recipe}](../../../recipes/{recipe}.yaml)" for recipe in said.recipes]
+        parts.append(f"Recipes: {', '.join(links)}\n")
+    return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Words of a docstring as Markdown that shows them as they are: only code and addresses mean something."""
+
+    def say(found: re.Match[str]) -> str:
+        word = found.group()
+        if word.startswith("`"):
+            return word
+        return f"<{word}>" if word.startswith("http") else f"\\{word}"
+
+    return re.sub(r"`[^`]*`|https?://[^\s)]*[^\s).,;:]|[*_<\[]", say, text)
+
+
 def recipes_page() -> str:
     """recipes/README.md"""
     results = read_results()
@@ -74,7 +112,7 @@ def claims_table() -> str:
         paper = f"[{claim.paper.rpartition('/')[2]}]({claim.paper})"
         measured, verdict, minutes = "not run yet", "", ""
         if result is not None:
-            measured = f"{effect(result)}; {result['seeds']} seeds"
+            measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
             verdict, minutes = result["verdict"], f"{result['cpu_minutes'] / 2:.0f}"
         miniature = f"{claim.miniature} {claim.caveat}".strip()
         full = f"`{claim.full}`" if claim.full else ""

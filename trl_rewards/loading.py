@@ -172,10 +172,14 @@ class _Anything(metaclass=_AnyAttribute):
 
 def type_name(annotation: Any) -> str:
     """A type as a YAML author would say it."""
+    if annotation is type(None):
+        return "None"
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(repr(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Union:  # Literal[…] | None; str | None is a UnionType, which reads well
+        return " or ".join(type_name(each) for each in typing.get_args(annotation))
     return str(annotation).replace("typing.", "")
 
 

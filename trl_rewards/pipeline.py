@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ REPEATED_NGRAM = 4
 
 
 class Pipeline:
-    """An ordered choice of components.
+    """An ordered choice of components. A source may also be a TRL reward function, or the name of a reward model.
 
     Sources run on each rank's own rows and may be slow. Everything after them sees the gathered batch, is cheap, and
     gives the same numbers on every rank.
@@ -68,7 +68,7 @@ class Pipeline:
 
     def __init__(
         self,
-        sources: Sequence[Source | Reward],
+        sources: Sequence[Source | Reward | Callable[..., Any] | str],
         combine: Combiner | None = None,
         shape: Sequence[Shaper] = (),
         advantage: Advantage | None = None,

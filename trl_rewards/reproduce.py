@@ -7,6 +7,7 @@ and what is expected of the difference. `trl-rewards reproduce NAME` runs it and
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import operator
@@ -15,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from trl_rewards import __version__
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
-FOLDER, DONE, RESULT, PLOT = "claims", "done.json", "result.json", "plot.png"
+FOLDER, DONE, RESULT = "claims", "done.json", "result.json"
 # Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 VERDICTS = ("reproduced", "direction only", "not reproduced")
@@ -42,9 +44,11 @@ class Stage:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Of the recipe. `{seed}`, `{out}` and the names of stages in braces are filled in, with those stages' folders."""
     command: list[str] = field(default_factory=list)
-    """Words after `python`, with the same in braces."""
+    """Words after `python`, with the same in braces, and `{claims}`: the folder of the claim's file."""
     before: list[str] = field(default_factory=list)
     """Stages whose folders it uses."""
+    once: bool = False
+    """A stage that runs with seed 0 for all seeds."""
 
     def __post_init__(self):
         if (self.recipe is None) == (not self.command):
@@ -67,6 +71,8 @@ class Measure:
     window: int = 1
     level: float | None = None
     unit: str = ""
+    arms: list[str] = field(default_factory=list)
+    """The arms that have it, or stages that run for each seed; all arms, if none is named."""
 
     def __post_init__(self):
         if self.window < 1:
@@ -102,6 +108,7 @@ class Claim:
     """In a line, with its published number."""
     miniature: str
     """What is run here for it, in a line."""
+    file: Path
     arms: dict[str, Stage]
     measures: dict[str, Measure]
     expect: list[Expectation]
@@ -171,10 +178,10 @@ def load_claim(source: str) -> Claim:
     raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(raw, dict):
         raise RecipeError(["a claim is a mapping: paper, claim, miniature, arms, measures, expect"], source=source)
-    return _parse(raw, file.stem, source)
+    return _parse(raw, file, source)
 
 
-def _parse(raw: dict[str, Any], name: str, source: str) -> Claim:
+def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
     problems: list[str] = []
 
     def parts(key: str, cls: type, example: str) -> dict[str, Any]:
@@ -199,6 +206,7 @@ def _parse(raw: dict[str, Any], name: str, source: str) -> Claim:
     for key, found in (("arms", arms), ("measures", measures), ("expect", expect)):
         if not found:
             problems.append(f"{key}: required")
+    problems += [f"arms.{name}: a stage has that name" for name in arms if name in stages]
     known = {"paper", "claim", "miniature", "arms", "measures", "expect", "stages", "full", "caveat"}
     problems += [f"{key}: unknown key{did_you_mean(key, known)}" for key in raw.keys() - known]
     for path, found in (("stages", stages), ("arms", arms)):
@@ -209,22 +217,40 @@ def _parse(raw: dict[str, Any], name: str, source: str) -> Claim:
                 for each in (stage.before if stage is not None else ())
                 if each not in above
             ]
+            if stage is not None and stage.once:
+                if path == "arms":
+                    problems.append(f"arms.{part}: an arm runs for each seed, not once")
+                problems += [
+                    f"{path}.{part}: it runs once, and {each} that it uses for each seed"
+                    for each in stage.before
+                    if stages.get(each) is not None and not stages[each].once
+                ]
+    measurable = {*arms, *(name for name, stage in stages.items() if stage is not None and not stage.once)}
+    for name, measure in measures.items():
+        problems += [
+            f"measures.{name}.arms: {arm!r} is no arm, nor a stage that runs for each seed"
+            for arm in (measure.arms if measure is not None else ())
+            if arm not in measurable
+        ]
     for index, each in enumerate(expect):
         if each is None:
             continue
         if each.measure not in measures:
             problems.append(f"expect[{index}].measure: {each.measure!r} is none of {', '.join(measures)}")
+            continue
+        having = (measures[each.measure] and measures[each.measure].arms) or list(arms)
         problems += [
-            f"expect[{index}]: {arm!r} is no arm ({', '.join(arms)})"
+            f"expect[{index}]: {arm!r} is no arm that has {each.measure} ({', '.join(having)})"
             for arm in (each.arm, each.than)
-            if isinstance(arm, str) and arm not in arms
+            if isinstance(arm, str) and arm not in having
         ]
     if problems:
         raise RecipeError(problems, source=source)
     texts = {key: raw[key] for key in ("paper", "claim", "miniature")}
     return Claim(
-        name,
+        file.stem,
         **texts,
+        file=file,
         arms=arms,
         measures=measures,
         expect=[each for each in expect if each is not None],
@@ -241,6 +267,37 @@ class Job(NamedTuple):
     seed: int
     stage: Stage
     folder: Path
+    places: dict[str, Path]
+    """What words in braces are filled in with, other than the seed."""
+
+    def __str__(self) -> str:
+        return self.name if self.stage.once else f"{self.name}, seed {self.seed}"
+
+
+def jobs_of(claim: Claim, out: Path, seeds: int) -> list[list[Job]]:
+    """What is to run: each stage for its seeds, one stage after the other, then the arms."""
+
+    def folder(name: str, seed: int) -> Path:
+        return (out / (name if name in claim.stages and claim.stages[name].once else f"{name}-{seed}")).resolve()
+
+    def job(name: str, stage: Stage, seed: int) -> Job:
+        here = folder(name, seed)
+        places = {name: folder(name, seed) for name in stage.before}
+        return Job(name, seed, stage, here, {**places, "out": here, "claims": claim.file.parent.resolve()})
+
+    found = [
+        [job(name, stage, seed) for seed in range(1 if stage.once else seeds)] for name, stage in claim.stages.items()
+    ]
+    return [*found, [job(name, arm, seed) for seed in range(seeds) for name, arm in claim.arms.items()]]
+
+
+class Told(NamedTuple):
+    """How far a claim is. `ended`: the run that just ended, in a line; None where one began."""
+
+    ended: str | None
+    running: tuple[str, ...]
+    done: int
+    total: int
 
 
 def reproduce(
@@ -248,43 +305,66 @@ def reproduce(
     out: str | os.PathLike,
     seeds: int = 5,
     jobs: int | None = None,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[Told], None] = lambda told: None,
 ) -> dict[str, Any]:
-    """Run a claim's arms for seeds 0, 1, … and say what came out; `result.json` and `plot.png` in `out` hold it.
+    """Run a claim's arms for seeds 0, 1, … and say what came out; `out` holds it as JSON, as plots and as a page.
 
     Runs that are there already and were made by the same recipe, settings and version are not made again. `jobs` runs
-    go on at a time; None: as many as there are cores, each on one. RewardError names the runs that failed.
+    go on at a time; None: as many as there are cores, each on one. `tell` is called whenever a run begins or ends.
+    RewardError names the runs that failed.
     """
+    from trl_rewards.report.claim import write_claim
+
     out = Path(out)
-    jobs = jobs or os.cpu_count() or 1
-    for stages in (*({name: stage} for name, stage in claim.stages.items()), claim.arms):
-        todo = [
-            Job(name, seed, stage, out / f"{name}-{seed}") for seed in range(seeds) for name, stage in stages.items()
-        ]
-        _run_all(todo, out, jobs, tell)
+    todo = jobs_of(claim, out, seeds)
+    _Runs(jobs or os.cpu_count() or 1, sum(map(len, todo)), tell).run(todo)
     result = summary(claim, out, seeds)
     (out / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _plot(claim, result, out)
+    write_claim(claim, result, itertools.chain.from_iterable(todo), out)
     return result
 
 
-def _run_all(todo: Sequence[Job], out: Path, jobs: int, tell: Callable[[str], None]) -> None:
-    """RewardError with the runs that failed, once all others are done."""
-    failed = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for job, seconds in zip(todo, pool.map(lambda job: _run(job, out, jobs), todo), strict=True):
-            if seconds is None:
-                failed.append(f"{job.name}, seed {job.seed} (see {job.folder / 'log.txt'})")
-            tell(f"{job.name}, seed {job.seed}: {'failed' if seconds is None else f'{seconds:.0f} CPU seconds'}")
-    if failed:
-        raise RewardError("failed: " + "; ".join(failed))
+class _Runs:
+    """Runs jobs, so many at a time, and tells how far they are."""
+
+    def __init__(self, jobs: int, total: int, tell: Callable[[Told], None]):
+        self.jobs, self.total, self.tell = jobs, total, tell
+        self.lock = threading.Lock()
+        self.running: list[str] = []
+        self.done = 0
+
+    def run(self, todo: Iterable[Sequence[Job]]) -> None:
+        """One list of jobs after the other. RewardError names those that failed, when their list is done."""
+        for jobs in todo:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                fine = list(pool.map(self._one, jobs))
+            failed = [f"{job} (see {job.folder / 'log.txt'})" for job, ok in zip(jobs, fine, strict=True) if not ok]
+            if failed:
+                raise RewardError("failed: " + "; ".join(failed))
+
+    def _one(self, job: Job) -> bool:
+        with self.lock:
+            self.running.append(str(job))
+            self.tell(Told(None, tuple(self.running), self.done, self.total))
+        seconds = _run(job, self.jobs)
+        with self.lock:
+            self.running.remove(str(job))
+            self.done += 1
+            ended = f"{job}: {'failed' if seconds is None else f'{seconds:.0f} CPU seconds'}"
+            self.tell(Told(ended, tuple(self.running), self.done, self.total))
+        return seconds is not None
 
 
-def _run(job: Job, out: Path, jobs: int) -> float | None:
+def _run(job: Job, jobs: int) -> float | None:
     """Run one unless it is there; CPU seconds that it took, None where it failed."""
-    words = _words(job, out)
-    before = [_mark(out / f"{name}-{job.seed}") for name in job.stage.before]  # made again, they have another mark
-    made_by = {"words": words, "recipe": _recipe_text(job.stage), "version": __version__, "before": before}
+    words = _words(job)
+    made_by = {
+        "words": words,
+        "texts": [Path(word).read_text(encoding="utf-8") for word in words if word.endswith(".py")],
+        "recipe": _recipe_text(job.stage),
+        "version": __version__,
+        "before": [_mark(job.places[name]) for name in job.stage.before],  # made again, they have another mark
+    }
     mark = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     done = job.folder / DONE
     if done.is_file() and _mark(job.folder) == mark:
@@ -310,10 +390,9 @@ def _mark(folder: Path) -> str:
     return json.loads((folder / DONE).read_text())["mark"]
 
 
-def _words(job: Job, out: Path) -> list[str]:
+def _words(job: Job) -> list[str]:
     """What Python is given to run a job."""
-    places = {"seed": str(job.seed), "out": str(job.folder)}
-    places |= {name: str((out / f"{name}-{job.seed}").resolve()) for name in job.stage.before}
+    places = {"seed": str(job.seed), **{name: str(folder) for name, folder in job.places.items()}}
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
@@ -339,14 +418,16 @@ def _recipe_text(stage: Stage) -> str:
 
 
 def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
-    """What was measured: each arm's values over seeds, the differences that were expected, and the verdict."""
+    """What was measured: values of each arm over seeds, the differences that were expected, and the verdict."""
     values = {
         arm: {
             name: [measured(measure, out / f"{arm}-{seed}") for seed in range(seeds)]
             for name, measure in claim.measures.items()
+            if arm in (measure.arms or claim.arms)
         }
-        for arm in claim.arms
+        for arm in (*claim.stages, *claim.arms)
     }
+    values = {arm: found for arm, found in values.items() if found}
     expected = []
     for each in claim.expect:
         mine = values[each.arm][each.measure]
@@ -364,7 +445,7 @@ def summary(claim: Claim, out: Path, seeds: int) -> dict[str, Any]:
                 "verdict": judge(each, difference, whole=len(pairs) == seeds),
             }
         )
-    runs = [out / f"{name}-{seed}" / DONE for seed in range(seeds) for name in (*claim.stages, *claim.arms)]
+    runs = [job.folder / DONE for jobs in jobs_of(claim, out, seeds) for job in jobs]
     return {
         "claim": claim.name,
         "seeds": seeds,
@@ -403,7 +484,8 @@ def measured(measure: Measure, folder: Path) -> float | None:
 def table(claim: Claim, result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Titles and rows: an arm, then each measure with its interval over seeds."""
     rows: list[tuple[str, ...]] = [
-        (arm, *(_cell(found[name]) for name in claim.measures)) for arm, found in result["values"].items()
+        (arm, *(_cell(found[name]) if name in found else "" for name in claim.measures))
+        for arm, found in result["values"].items()
     ]
     return ("arm", *claim.measures), rows
 
@@ -428,11 +510,9 @@ def kept(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def effect(result: Mapping[str, Any]) -> str:
-    """The expected differences in a line."""
-    return "; ".join(
-        f"{each['what']}: {_difference(each['difference'])}, {each['verdict']}" for each in result["expected"]
-    )
+def effects(result: Mapping[str, Any]) -> list[str]:
+    """The expected differences, each in a line with its verdict."""
+    return [f"{each['what']}: {_difference(each['difference'])}, {each['verdict']}" for each in result["expected"]]
 
 
 def _difference(found: Sequence[float]) -> str:
@@ -442,25 +522,3 @@ def _difference(found: Sequence[float]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _plot(claim: Claim, result: Mapping[str, Any], out: Path) -> None:
-    """One panel per measure: each arm's seeds as dots, their mean, and its interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.2 + 2.6 * len(claim.measures), 2.8), layout="constrained")
-    panels = figure.subplots(1, len(claim.measures), squeeze=False)[0]
-    for panel, (name, measure) in zip(panels, claim.measures.items(), strict=True):
-        for place, (arm, found) in enumerate(result["values"].items()):
-            there = [value for value in found[name] if value is not None]
-            if not there:
-                continue
-            mean = interval(there)
-            panel.plot([place] * len(there), there, "o", alpha=0.4, color=f"C{place}", label=arm)
-            reach = 0.0 if math.isinf(mean.low) else mean.high - mean.mean
-            panel.errorbar(place, mean.mean, yerr=reach, fmt="_", color=f"C{place}", capsize=5, markersize=16)
-        panel.set_xticks(range(len(claim.arms)), list(claim.arms), rotation=20)
-        panel.set_title(f"{name}{f' ({measure.unit})' if measure.unit else ''}", fontsize=9)
-        panel.margins(x=0.3)
-    figure.suptitle(f"{claim.name}: {result['verdict']}", fontsize=10)
-    figure.savefig(out / PLOT, dpi=130)

@@ -58,26 +58,30 @@ def _page(run: Run, figures: list[str]) -> str:
     title = run.folder.resolve().name
     last = max(line["step"] for line in run.history)
     parts = [
-        f"<header><p class=kind>Training report</p><h1>{_escape(title)}</h1>",
-        f"<p class=signature>{_escape(run.signature)}</p>" if run.signature else "",
+        f"<header><p class=kind>Training report</p><h1>{escape(title)}</h1>",
+        f"<p class=signature>{escape(run.signature)}</p>" if run.signature else "",
         f"</header>{_tiles(run, last)}",
-        "".join(f"<p class=note>{_escape(note)}</p>" for note in run.notes),
+        "".join(f"<p class=note>{escape(note)}</p>" for note in run.notes),
         _failures(run),
         _evidence(run),
         f"<section><h2>Curves</h2>{_smoothing(run)}<div class=figures>{''.join(figures)}</div></section>",
         f"<section><h2>First and last values</h2>{_table(run)}</section>",
         _completions(run),
-        f"<section><h2>Recipe</h2><pre>{_escape(run.recipe)}</pre></section>" if run.recipe else "",
+        f"<section><h2>Recipe</h2><pre>{escape(run.recipe)}</pre></section>" if run.recipe else "",
         "<footer>Written by trl-rewards. Data: metrics.jsonl and samples.jsonl beside this page.</footer>",
     ]
-    # The page shows text that a model wrote: no script runs and nothing is fetched, whatever it says.
+    return document(f"{title} · training report", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of HTML on which no script runs and nothing is fetched, whatever a model wrote that it shows."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_escape(title)} · training report</title><style>{STYLE}</style></head>\n<body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
         + "\n".join(part for part in parts if part)
         + "</main></body></html>\n"
     )
@@ -123,7 +127,7 @@ def _evidence(run: Run) -> str:
         lines.append(("No sign of over-optimisation that is looked for here is in the logs.", False))
     if not lines:
         return ""
-    items = "".join(f"<li{' class=harm' if harm else ''}>{_escape(text)}</li>" for text, harm in lines)
+    items = "".join(f"<li{' class=harm' if harm else ''}>{escape(text)}</li>" for text, harm in lines)
     return (
         f"<section><h2>What the logs show</h2><ul class=evidence>{items}</ul>"
         "<p class=caption>Evidence of what was, from the logged metrics of this run alone; it does not say what "
@@ -143,7 +147,7 @@ def _failures(run: Run) -> str:
             step = failed.steps[failed.values.index(worst)]
             mean = sum(failed.values) / len(failed.values)
             lines.append(
-                f"<p class=alarm><b>{_escape(name)}</b> failed on {mean:.1%} of the rows over the run, "
+                f"<p class=alarm><b>{escape(name)}</b> failed on {mean:.1%} of the rows over the run, "
                 f"and on {worst:.1%} at step {step}.</p>"
             )
     if not lines and known:
@@ -183,7 +187,7 @@ def _table(run: Run) -> str:
         early, late = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
         cells = [number(value) for value in (values[0], values[-1], early, late)]
         cells.append(("+" if late > early else "") + number(late - early))
-        body += f"<tr><th>{_escape(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        body += f"<tr><th>{escape(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return (
         "<p class=caption>Single logged values are noisy; the last columns compare the means of the first and of the "
         "last tenth of the logs.</p><div class=scroll><table><thead><tr><th>metric</th><th>first</th><th>last</th>"
@@ -258,13 +262,13 @@ def _card(sample: Mapping[str, Any]) -> str:
         why = status.get(name, "no score")
         shown = number(score) if finite(score) is not None else why
         style = " class=hole" if why in ("failed", "timeout") else " class=none" if finite(score) is None else ""
-        rows += f"<tr><th>{_escape(name)}</th><td{style}>{_escape(shown)}</td></tr>"
+        rows += f"<tr><th>{escape(name)}</th><td{style}>{escape(shown)}</td></tr>"
     for name in ("total", "advantage"):
         shown = number(sample.get(name)) if finite(sample.get(name)) is not None else "none"
         rows += f"<tr class={name}><th>{name}</th><td>{shown}</td></tr>"
     mode = "eval, " if sample.get("mode") == "eval" else ""
     traces = "".join(
-        f"<details><summary>how {_escape(name)} came to its score</summary>"
+        f"<details><summary>how {escape(name)} came to its score</summary>"
         f"<pre>{_text(yaml.safe_dump(trace, sort_keys=False, allow_unicode=True, width=100))}</pre></details>"
         for name, trace in (sample.get("traces") or {}).items()
     )
@@ -278,16 +282,16 @@ def _text(text: str) -> str:
     if not text.strip():
         return "<i>empty</i>"
     more = len(text) - SHOWN_CHARACTERS
-    return _escape(text[:SHOWN_CHARACTERS]) + (f"<i> … {more:,} more characters</i>" if more > 0 else "")
+    return escape(text[:SHOWN_CHARACTERS]) + (f"<i> … {more:,} more characters</i>" if more > 0 else "")
 
 
 def _figure(plot: Plot, light: bytes, dark: bytes) -> str:
     source, image = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (dark, light))
     return (
-        f"<figure{' class=wide' if plot.wide else ''}><h3>{_escape(plot.title)}</h3><picture>"
+        f"<figure{' class=wide' if plot.wide else ''}><h3>{escape(plot.title)}</h3><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{source}">'
-        f'<img alt="{_escape(plot.title)} over optimiser steps" src="{image}"></picture>'
-        f"<figcaption>{_escape(plot.caption)}</figcaption></figure>"
+        f'<img alt="{escape(plot.title)} over optimiser steps" src="{image}"></picture>'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
     )
 
 
@@ -304,5 +308,5 @@ def number(value: Any) -> str:
     return f"{found:,.{4 if size < 0.1 else 3 if size < 10 else 2 if size < 100 else 1 if size < 10000 else 0}f}"
 
 
-def _escape(value: Any) -> str:
+def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)

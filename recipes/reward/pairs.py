@@ -1,6 +1,6 @@
 """The preference pairs that recipes/reward/cpu*.yaml learn from, without a model and without a download.
 
-    python benchmarks/preference_pairs.py        # writes runs/reward/pairs, some seconds
+    python recipes/reward/pairs.py        # writes runs/reward/pairs, some seconds
 
 Questions are drawn like those of the bundled data, none of which is among them. The chosen reply is clean, and the
 rejected one has a flaw, of the kinds and with the shares that the bundled policy was taught

@@ -1,7 +1,7 @@
 """The policies that recipes/polar/cpu-*.yaml learn from, and a check of what they learned.
 
-    python benchmarks/polar_pool.py                              # writes runs/polar; eight CPU minutes
-    python benchmarks/polar_pool.py --measure runs/polar/grpo    # after the recipes
+    python recipes/polar/pool.py                              # writes runs/polar; eight CPU minutes
+    python recipes/polar/pool.py --measure runs/polar/grpo    # after the recipes
 
 The bundled policy is trained for some more steps on replies of one kind, once for each kind in `KINDS`; with the
 bundled policy itself, at two temperatures, that is the pool. One of them, `REFERENCE`, then answers the bundled

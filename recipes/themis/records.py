@@ -1,18 +1,16 @@
-"""What tools add to a small reward model: the records, the models and the measures of recipes/themis/cpu-*.yaml.
+"""What recipes/themis/cpu-*.yaml learn from, and a check of what they learned.
 
-    python benchmarks/themis_tools.py                                # writes runs/themis; some seconds
-    python benchmarks/themis_tools.py --seeds 0 1 2                  # trains and measures; some CPU minutes
-    python benchmarks/themis_tools.py --measure runs/themis/model    # what recipes/themis/cpu-train.yaml left
+    python recipes/themis/records.py make                                 # writes runs/themis; some seconds
+    python recipes/themis/records.py measure runs/themis/model --tools    # what recipes/themis/cpu-train.yaml left
+    python recipes/themis/records.py plain --out runs/themis/plain        # a reward model that has no traces
 
 The records have TARA's schema and are made by rule from the bundled arithmetic questions: a right and a wrong reply in
 the bundled policy's form, without its thinking, and for each the thought, the expression that the tool `arithmetic` is
 given, its value, and a rationale that puts the two side by side. No question of the test split is learned.
 
-Measured is how often the better reply of a held-out pair gets the higher score:
-
-    tools      the trained reward model, which calls the tool
-    no tools   the same model without its tool: it goes on from the place where the observation would be
-    plain      the same architecture, trained as long on question and answer alone with the ranking loss
+Measured is how often the better reply of a held-out pair gets the higher score: by the trained reward model, which
+calls the tool; by the same model without its tool, which then goes on from the place where the observation would be;
+and by the same architecture, trained as long on question and answer alone with the ranking loss.
 """
 
 from __future__ import annotations
@@ -21,10 +19,8 @@ import argparse
 import json
 import random
 import re
-import time
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import load_dataset
@@ -41,7 +37,7 @@ from trl_rewards.models import without_thinking
 from trl_rewards.recipe import Recipe
 
 TASKS = {"add": make.add, "subtract": make.subtract, "multiply": make.multiply, "chain": make.chain}
-RECIPE = Path(__file__).parent.parent / "recipes" / "themis" / "cpu-train.yaml"
+RECIPE = Path(__file__).parent / "cpu-train.yaml"
 PAIRS, HELD_OUT = 16000, 300
 """Training pairs, and pairs about questions of the test split."""
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -174,8 +170,8 @@ def make_all(out: Path, seed: int) -> None:
     make_base(out / "base", rows[:4000], seed)
 
 
-def train(out: Path, objective: str, target: Path, seed: int, overrides: dict[str, Any]) -> float:
-    """Train as the recipe says. CPU seconds."""
+def train_plain(data: Path, out: Path, seed: int, steps: int | None) -> None:
+    """Train the untrained model as the recipe says, but on question and answer alone with the ranking loss."""
     recipe = Recipe.load(str(RECIPE))
     keys = {
         name: value
@@ -183,29 +179,34 @@ def train(out: Path, objective: str, target: Path, seed: int, overrides: dict[st
         if name not in ("model_name_or_path", "dataset_name", "dataset_test_split", "output_dir")
         and not name.startswith("eval")
     }
-    args = RewardConfig(str(target), **{**keys, **overrides}, seed=seed, use_cpu=True, eval_strategy="no")
-    rows = load_dataset("json", data_files=str(out / "pairs" / "train.jsonl"), split="train")
-    if objective == "bradley_terry":
-        rows = rows.map(
-            lambda row: (
-                {"prompt": f"Question: {row['prompt']}\n"}
-                | {side: f"Answer: {row[side]}" for side in ("chosen", "rejected")}
-            ),
-            remove_columns=["chosen_trace", "rejected_trace"],
-        )
-    started = time.process_time()
-    options = (recipe.objective.options if recipe.objective else {}) if objective == "themis" else {}
-    trainer = RewardTrainer(
-        model=str(out / "base"), args=args, train_dataset=rows, objective=load_objective(objective, **options)
+    args = RewardConfig(str(out), **keys, seed=seed, use_cpu=True, eval_strategy="no")
+    args.max_steps = steps or args.max_steps
+    rows = load_dataset("json", data_files=str(data / "pairs" / "train.jsonl"), split="train")
+    rows = rows.map(
+        lambda row: (
+            {"prompt": f"Question: {row['prompt']}\n"}
+            | {side: f"Answer: {row[side]}" for side in ("chosen", "rejected")}
+        ),
+        remove_columns=["chosen_trace", "rejected_trace"],
     )
+    objective = load_objective("bradley_terry")
+    trainer = RewardTrainer(model=str(data / "base"), args=args, train_dataset=rows, objective=objective)
     trainer.train()
-    trainer.save_model(str(target))
-    trainer.processing_class.save_pretrained(target)
-    return time.process_time() - started
+    trainer.save_model(str(out))
+    trainer.processing_class.save_pretrained(out)
 
 
-def compare(reward: Any, rows: list[dict], question: str = "{}", answer: str = "{}") -> float:
-    """Accuracy of a reward on pairs."""
+def measure(data: Path, model: Path, how: Literal["tools", "no tools", "plain"]) -> float:
+    """A reward model's accuracy on the held-out pairs."""
+    rows = [json.loads(line) for line in (data / "pairs" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    question, answer = "{}", "{}"
+    if how == "plain":
+        reward = load_reward("model", path=str(model), dtype="float32")
+        question, answer = "Question: {}\n", "Answer: {}</s>"
+    else:
+        tools = ["arithmetic"] if how == "tools" else []
+        options = {"dtype": "float32", "max_new_tokens": 64, "max_length": 256}
+        reward = load_reward("themis", path=str(model), tools=tools, **options)
     scores = []
     for side in ("chosen", "rejected"):
         samples = Samples([question.format(row["prompt"]) for row in rows], [answer.format(row[side]) for row in rows])
@@ -213,46 +214,34 @@ def compare(reward: Any, rows: list[dict], question: str = "{}", answer: str = "
     return pair_accuracy(*scores)
 
 
-def measure(out: Path, model: Path, plain: Path | None) -> dict[str, float]:
-    """Accuracies on the held-out pairs."""
-    rows = [json.loads(line) for line in (out / "pairs" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    options = {"path": str(model), "dtype": "float32", "max_new_tokens": 64, "max_length": 256}
-    found = {
-        "tools": compare(load_reward("themis", tools=["arithmetic"], **options), rows),
-        "no tools": compare(load_reward("themis", **options), rows),
-    }
-    if plain:
-        reward = load_reward("model", path=str(plain), dtype="float32")
-        found["plain"] = compare(reward, rows, "Question: {}\n", "Answer: {}</s>")
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/themis"))
-    parser.add_argument("--seed", type=int, default=0, help="of records and untrained model")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="train and measure with each of these")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--measure", type=Path, help="a trained reward model")
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="write records, pairs, questions and an untrained model")
+    making.add_argument("--out", type=Path, default=Path("runs/themis"))
+    making.add_argument("--seed", type=int, default=0)
+    plain = commands.add_parser("plain", help="train a reward model without traces")
+    plain.add_argument("--data", type=Path, default=Path("runs/themis"), help="what make wrote")
+    plain.add_argument("--out", type=Path, required=True)
+    plain.add_argument("--seed", type=int, default=0)
+    plain.add_argument("--steps", type=int, help="instead of the recipe's")
+    measuring = commands.add_parser("measure", help="accuracy on the held-out pairs")
+    measuring.add_argument("model", type=Path)
+    measuring.add_argument("--data", type=Path, default=Path("runs/themis"), help="what make wrote")
+    measuring.add_argument("--out", type=Path, help="folder for measure.json")
+    way = measuring.add_mutually_exclusive_group()
+    way.add_argument("--tools", dest="how", action="store_const", const="tools", default="no tools")
+    way.add_argument("--plain", dest="how", action="store_const", const="plain", help="the model is one of `plain`")
     given = parser.parse_args()
-    if given.measure:
-        print(json.dumps(measure(given.out, given.measure, None)))
-        return
-    if not given.seeds:
+    if given.command == "make":
         make_all(given.out, given.seed)
-        return
-    table: list[dict[str, float]] = []
-    for seed in given.seeds:
-        folder = given.out / f"seed-{seed}"
-        make_all(folder, seed)
-        steps = {"max_steps": given.steps} if given.steps else {}
-        seconds = train(folder, "themis", folder / "model", seed, steps)
-        plain = train(folder, "bradley_terry", folder / "plain", seed, steps)
-        table.append(measure(folder, folder / "model", folder / "plain"))
-        print(json.dumps({"seed": seed, **table[-1], "seconds": round(seconds), "plain seconds": round(plain)}))
-    for name in table[0]:
-        values = [row[name] for row in table]
-        print(f"{name:9} {fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    elif given.command == "plain":
+        train_plain(given.data, given.out, given.seed, given.steps)
+    else:
+        found = {"accuracy": measure(given.data, given.model, given.how)}
+        print(json.dumps(found))
+        if given.out:
+            (given.out / "measure.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
