@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,14 @@ def test_the_quickstart_learns(tmp_path):
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "recipe.yaml").is_file()
     assert "bleuberi" in (tmp_path / "signature.txt").read_text()
+
+
+def test_more_questions_are_none_that_were_taken_before():
+    from trl_rewards.bundled import make
+
+    taken = {row["prompt"][0]["content"] for row in bundled.load_data()["train"]}
+    before = set(taken)
+    texts = [question.text for question in make.more_questions(random.Random(0), 50, taken)]
+    assert len(set(texts)) == 50
+    assert not before & set(texts)
+    assert taken == before | set(texts)

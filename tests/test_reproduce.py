@@ -120,7 +120,7 @@ def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in page
     assert '"data:image/png' in page
 
-    (out / "new-1" / "done.json").unlink()
+    (out / "new-1" / "done").unlink()
     kept_line = (out / "new-0" / "metrics.jsonl").stat().st_mtime_ns
     made_line = (out / "new-1" / "metrics.jsonl").stat().st_mtime_ns
     again = reproduce(claim, out, seeds=3, jobs=2)
@@ -150,10 +150,10 @@ def test_a_stage_once_runs_for_all_seeds_and_scripts_beside_the_claim_are_found(
         *("model", "new-0", "new-1", "old-0", "old-1"),
     ]
     assert result["values"]["old"]["right"] == pytest.approx([0.5, 0.51])
-    made = (tmp_path / "runs/model/done.json").stat().st_mtime_ns
+    made = (tmp_path / "runs/model/done").stat().st_mtime_ns
     (tmp_path / "stage.py").write_text(textwrap.dedent(STAGE) + "\n# changed\n")
     reproduce(claim, tmp_path / "runs", seeds=2)
-    assert (tmp_path / "runs/model/done.json").stat().st_mtime_ns > made
+    assert (tmp_path / "runs/model/done").stat().st_mtime_ns > made
     with pytest.raises(RecipeError, match=r"arms\.old: an arm runs for each seed, not once"):
         load_claim(claim_of(tmp_path, arms={"old": {"command": ["x"], "once": True}, "new": arm}))
     with pytest.raises(RecipeError, match=r"arms\.model: a stage has that name"):
@@ -170,8 +170,8 @@ def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
     result = reproduce(claim, tmp_path / "runs", seeds=2)
     assert result["values"] == {"model": {"seed": [0.0, 1.0]}, "new": {"right": pytest.approx([0.8, 0.81])}}
     assert table(claim, result)[1] == [
-        ("model", "", "0.5 (-5.85 to 6.85)"),
-        ("new", "0.805 (0.741 to 0.869)", ""),
+        ("right", "new", "0.805 (0.741 to 0.869)"),
+        ("seed", "model", "0.5 (-5.85 to 6.85)"),
     ]
     page = (tmp_path / "runs/report.html").read_text()
     assert "<tr><td>model, seed 1</td><td></td><td>1.000</td></tr>" in page
@@ -219,7 +219,7 @@ def test_a_run_that_fails_is_named_with_its_log_after_the_others_are_done(tmp_pa
     with pytest.raises(RewardError, match=r"failed: old, seed 0 \(see .*old-0/log.txt\)"):
         reproduce(claim, out, seeds=1)
     assert "could not convert string to float" in (out / "old-0" / "log.txt").read_text()
-    assert (out / "new-0" / "done.json").is_file()
+    assert (out / "new-0" / "done").is_file()
 
 
 def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):

@@ -29,7 +29,8 @@ from trl_rewards import __version__
 from trl_rewards.errors import RecipeError, RewardError, did_you_mean
 from trl_rewards.recipe import find_recipe, parse_options, recipe_folders
 
-FOLDER, DONE, RESULT = "claims", "done.json", "result.json"
+FOLDER, DONE, RESULT = "claims", "done", "result.json"
+"""DONE has no suffix: a stage may leave a dataset in its folder, whose files are its splits."""
 # Two-sided 95 % points of Student's t with 1, 2, … degrees of freedom; the last is a little wide beyond.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 VERDICTS = ("reproduced", "direction only", "not reproduced")
@@ -482,12 +483,14 @@ def measured(measure: Measure, folder: Path) -> float | None:
 
 
 def table(claim: Claim, result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Titles and rows: an arm, then each measure with its interval over seeds."""
+    """Titles and rows: a measure of an arm, and its mean over seeds with its interval."""
     rows: list[tuple[str, ...]] = [
-        (arm, *(_cell(found[name]) if name in found else "" for name in claim.measures))
+        (f"{name} ({measure.unit})" if measure.unit else name, arm, _cell(found[name]))
+        for name, measure in claim.measures.items()
         for arm, found in result["values"].items()
+        if name in found
     ]
-    return ("arm", *claim.measures), rows
+    return ("measure", "arm", "mean over seeds"), rows
 
 
 def _cell(values: Iterable[float | None]) -> str:

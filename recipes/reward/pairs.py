@@ -36,18 +36,6 @@ def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
     }
 
 
-def questions(rng: random.Random, count: int, taken: set[str]) -> list[make.Question]:
-    """Different questions, as often of each kind as in the bundled data; their texts are added to `taken`."""
-    kinds, weights = list(make.TRAIN_SIZES), list(make.TRAIN_SIZES.values())
-    found: list[make.Question] = []
-    while len(found) < count:
-        question = make.TASKS[rng.choices(kinds, weights)[0]](rng)
-        if question.text not in taken:
-            taken.add(question.text)
-            found.append(question)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/reward/pairs"))
@@ -59,7 +47,7 @@ def main() -> None:
     taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
     given.out.mkdir(parents=True, exist_ok=True)
     for split, count in {"test": given.test, "train": given.train}.items():
-        rows = [json.dumps(pair(rng, question)) for question in questions(rng, count, taken)]
+        rows = [json.dumps(pair(rng, question)) for question in make.more_questions(rng, count, taken)]
         (given.out / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     print(f"{given.train} + {given.test} pairs -> {given.out}")
 

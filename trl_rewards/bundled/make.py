@@ -405,6 +405,18 @@ def distinct_questions(rng: random.Random, sizes: dict[str, int], taken: set[str
     return questions
 
 
+def more_questions(rng: random.Random, count: int, taken: set[str]) -> list[Question]:
+    """Different questions, as often of each kind as in the data; their texts are added to `taken`, which has none."""
+    kinds, weights = list(TRAIN_SIZES), list(TRAIN_SIZES.values())
+    found: list[Question] = []
+    while len(found) < count:
+        question = TASKS[rng.choices(kinds, weights)[0]](rng)
+        if question.text not in taken:
+            taken.add(question.text)
+            found.append(question)
+    return found
+
+
 def row(q: Question) -> dict:
     return {
         "prompt": [{"role": "user", "content": q.text}],

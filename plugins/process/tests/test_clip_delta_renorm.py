@@ -83,6 +83,15 @@ def test_a_source_with_a_token_shaper_counts_as_what_it_makes_of_the_tokens():
     assert batch.process_rewards[0].tolist() == pytest.approx([0, 0.9, 0, 0, 0, 0, 0, 0])
 
 
+def test_the_script_of_the_cpu_recipe_faults_wrong_sums_and_pays_for_all_else():
+    pipeline = Pipeline.from_recipe(Recipe.load("process/cpu", {"rewards.1.shape": []}, check_trl=False))
+    replies = ["<think>3 + 4 = 7\n7 - 2 = 6</think><answer>It is 6. I like it a lot.</answer>", "7"]
+    samples = make_samples(replies, answer=["5", "7"])
+    scores = pipeline.score(samples).scores.values
+    assert scores[:, 1].tolist() == pytest.approx([0.9 + 0.1 + 0.9 + 0.9, 0.9])
+    assert scores[:, 2].tolist() == [4, 1]
+
+
 def test_a_shaper_of_tokens_is_refused_where_there_are_none(write):
     recipe = write(
         "recipe.yaml",
