@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        return _size(self.model)
+        return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def published_in(self) -> str:
@@ -101,19 +101,12 @@ class Shape:
         """Parameters that learn with a LoraConfig, those of whole layers that it trains too. ValueError if its targets
         are not in the model."""
         if (key := repr(config)) not in self.adapters:
-            self.adapters[key] = self._adapter(config)
+            # PEFT writes what `all-linear` means into its config, and off the meta device it draws numbers.
+            with torch.device("meta"):
+                model = type(self.model)(copy.deepcopy(self.model.config))
+                adapted: Any = get_peft_model(model, copy.deepcopy(config), autocast_adapter_dtype=False)
+            self.adapters[key] = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
         return self.adapters[key]
-
-    def _adapter(self, config: Any) -> int:
-        """PEFT takes a second to put an adapter into all layers of a 7B model, and they are alike: two tell of all."""
-        one, two = (_shortened(self.model, layers) for layers in (1, 2))
-
-        def of_all(first: int, both: int) -> int:
-            return first + (self.layers - 1) * (both - first)
-
-        if of_all(_size(one), _size(two)) != self.parameters:  # some layer is unlike the others
-            return _trainable(_shortened(self.model, self.layers), config)
-        return of_all(_trainable(one, config), _trainable(two, config))
 
     def cache(self, rows: int, tokens: int, dtype: str) -> int:
         """Bytes of keys and values."""
@@ -188,25 +181,3 @@ def shape_of(path: str, classifier: bool = False, trust_remote_code: bool = Fals
         ) from error
     named = (config.architectures or [""])[0]
     return Shape.of(config, classifier or named.endswith(("Classification", "RewardModel")))
-
-
-def _size(model: Any) -> int:
-    return sum(weight.numel() for weight in model.parameters())
-
-
-def _trainable(model: Any, config: Any) -> int:
-    """Parameters that learn in a model that is given an adapter."""
-    config = copy.deepcopy(config)  # PEFT writes the names that `all-linear` means for this model into it
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-
-
-def _shortened(model: Any, layers: int) -> Any:
-    """Another model like it with so many layers, on the meta device."""
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):  # one per layer, where a model has several kinds of attention
-        text.layer_types = text.layer_types[:layers]
-    with torch.device("meta"):
-        return type(model)(config)
