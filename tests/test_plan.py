@@ -136,7 +136,6 @@ def test_optimisers_keep_two_moments_but_for_those_that_do_not():
         ("Qwen/Qwen2.5-32B", 32_763_876_352),
         ("Qwen/Qwen3-4B-Base", 4_022_468_096),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000),
-        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
         ("meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496),
         ("google/gemma-2-2b-it", 2_614_341_888),
