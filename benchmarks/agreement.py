@@ -28,7 +28,7 @@ from typing import Any
 from datasets import disable_progress_bars
 
 from trl_rewards import Recipe
-from trl_rewards.agree import Recorded, agree
+from trl_rewards.commands.agree import Recorded, agree
 
 HERE = Path(__file__).name
 BARE = ("longer", "more_words", "more_different_words", "echo", "chance")

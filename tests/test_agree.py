@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trl_rewards import RecipeError
-from trl_rewards.agree import Compared, agreement, bootstrap, wilson
 from trl_rewards.cli import app
+from trl_rewards.commands.agree import Compared, agreement, bootstrap, wilson
 
 CODE = """
 from trl_rewards import Reward

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trl_rewards import RewardError
-from trl_rewards.agree import Recorded
-from trl_rewards.merge import Check, merge, report
+from trl_rewards.commands.agree import Recorded
+from trl_rewards.commands.merge import Check, merge, report
 from trl_rewards.models import Loading, average, load_scorer
 from trl_rewards.models.pretrained import with_base
 

@@ -55,7 +55,7 @@ def test_methods_rank_by_what_they_are_named_after(monkeypatch):
 
 
 def test_a_pair_that_the_model_cannot_tell_is_a_tie_of_win_rates(monkeypatch):
-    prefgrpo = script("prefgrpo", monkeypatch)
+    prefgrpo = script("pref-grpo", monkeypatch)
     # σ(0.4) is just below 0.6: the first two are tied, and the third beats both; the others are below all
     scores = torch.tensor([1.0, 1.4, 3.0, -9.0, -9.0, -9.0, -9.0, -9.0])
     assert prefgrpo.rates(scores).tolist() == pytest.approx([5.5 / 7, 5.5 / 7, 1.0, *[2 / 7] * 5])
@@ -82,7 +82,7 @@ def bnpo(monkeypatch):
 
 @pytest.fixture
 def transforming(monkeypatch):
-    return script("transforming", monkeypatch)
+    return script("log-sigmoid", monkeypatch)
 
 
 def test_advantages_are_read_as_weights_of_a_prompts_gradient(bnpo):

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from trl_rewards.commands.plan import GIB, PHASES
 from trl_rewards.docs import components_page, gpu_plans, header, recipes_page
-from trl_rewards.plan import GIB, PHASES
 from trl_rewards.recipe import bundled_recipes
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from trl_rewards import Recipe, RecipeError
 from trl_rewards.cli import app
-from trl_rewards.doctor import Examination, examine
-from trl_rewards.probes import probes, question
+from trl_rewards.commands.doctor import Examination, examine
+from trl_rewards.commands.probes import probes, question
 
 CODE = '''
 import re

@@ -470,7 +470,9 @@ def test_bon_writes_every_format_of_the_same_candidates_and_goes_on_where_it_sto
     assert isinstance(again.exception, RecipeError)
     assert "exists; delete it" in str(again.exception)
     with monkeypatch.context() as patched:  # it dies when the scores are to be written
-        patched.setattr("trl_rewards.bon.save_rows", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patched.setattr(
+            "trl_rewards.commands.bon.save_rows", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
         bon("later.jsonl")
     assert {path.name for path in (tmp_path / "later.jsonl.unfinished").iterdir()} == {
         "candidates.jsonl",

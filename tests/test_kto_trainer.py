@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from trl_rewards import OutcomeObjective, Recipe, RecipeError
+from trl_rewards.commands.validate import validate
 from trl_rewards.testing import check_outcome_objective
 from trl_rewards.train import train
-from trl_rewards.validate import validate
 
 ROWS = [
     {"prompt": f"the {noun}", "completion": f" {verb} {count} times", "label": verb == "sat", "weight": float(count)}

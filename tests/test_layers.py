@@ -23,7 +23,6 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "components": 1,
     "pairs": 1,
     "calibration": 1,
-    "probes": 1,
     "members": 1,
     "workers": 1,
     "toolbox": 2,
@@ -33,36 +32,21 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "loading": 3,
     "steps": 2,
     "recipe": 3,
-    "describe": 3,
-    "scaffold": 3,
     "testing": 3,
     "bundled": 3,
     "data": 4,
     "scoring": 4,
     "pipeline": 4,
     "defaults": 4,
-    "footprint": 4,
     "models": 4,
     "sandbox": 4,
     "trainers": 5,
     "console": 6,
     "report": 6,
+    "commands": 6,
     "docs": 6,
-    "offline": 6,
-    "agree": 6,
-    "calibrate": 6,
-    "diagnosis": 6,
-    "doctor": 6,
-    "reliability": 6,
-    "bon": 6,
-    "selection": 6,
-    "reference": 6,
-    "plan": 6,
-    "reproduce": 6,
-    "validate": 6,
     "train": 6,
     "train_members": 6,
-    "merge": 6,
     "cli": 6,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "numpy")
@@ -211,7 +195,7 @@ def fresh(code: str) -> None:
 def test_discovery_and_showing_every_component_import_no_torch():
     fresh(
         "from trl_rewards import load_plugins\n"
-        "from trl_rewards.describe import describe\n"
+        "from trl_rewards.commands.show import describe\n"
         "from trl_rewards.plugins import first_sentence\n"
         "registry = load_plugins()\n"
         "assert len(registry.entries) > 15 and not registry.broken\n"

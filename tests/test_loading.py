@@ -18,7 +18,7 @@ from trl_rewards import (
     load_reward,
     load_shaper,
 )
-from trl_rewards.describe import describe
+from trl_rewards.commands.show import describe
 from trl_rewards.loading import check_options, option_docs, options_of
 from trl_rewards.testing import make_samples
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from trl_rewards import Recipe, RecipeError
+from trl_rewards.commands.validate import validate
 from trl_rewards.train import train
-from trl_rewards.validate import validate
 
 ROWS = [
     {"prompt": f"the {noun} ", "chosen": f"sat {count} times", "rejected": f"ran {count} times"}

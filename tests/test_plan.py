@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from trl_rewards import RecipeError
 from trl_rewards.cli import app
-from trl_rewards.footprint import Shape, optimiser, shape_of
+from trl_rewards.commands.footprint import Shape, optimiser, shape_of
+from trl_rewards.commands.plan import GIB, Part, Plan, plan
 from trl_rewards.models import InProcess
-from trl_rewards.plan import GIB, Part, Plan, plan
 from trl_rewards.plugins import load_plugins
 
 WIDTHS = {

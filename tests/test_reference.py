@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from trl_rewards import Pipeline, Recipe, RecipeError, models
 from trl_rewards.cli import app
+from trl_rewards.commands.reference import column_names, unshaped
 from trl_rewards.data import load_splits
-from trl_rewards.reference import column_names, unshaped
 
 ROWS = [
     {"id": 0, "question": "the cat", "gold": ["the cat sat"]},
@@ -76,7 +76,7 @@ def test_an_interrupted_call_goes_on_with_what_it_sampled(reference, tmp_path, m
     def broken(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trl_rewards.reference.score_candidates", broken)
+    monkeypatch.setattr("trl_rewards.commands.reference.score_candidates", broken)
     reference("--n", "2")
     candidates = tmp_path / "out.jsonl.unfinished" / "candidates.jsonl"
     kept = candidates.read_text()

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from trl_rewards import RecipeError, RewardError
 from trl_rewards.cli import app
-from trl_rewards.recipe import Recipe
-from trl_rewards.reproduce import (
+from trl_rewards.commands.reproduce import (
     Expectation,
     Interval,
     Measure,
@@ -28,6 +27,7 @@ from trl_rewards.reproduce import (
     reproduce,
     table,
 )
+from trl_rewards.recipe import Recipe
 
 # Logs a curve that rises to a seed's end, after it has read what the stage left.
 ARM = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from trl_rewards import Objective, Recipe, RecipeError, RewardError
+from trl_rewards.commands.validate import validate
 from trl_rewards.testing import check_objective
 from trl_rewards.train import train
-from trl_rewards.validate import validate
 
 ROWS = [
     {"prompt": f"the {noun} ", "chosen": f"sat {count} times", "rejected": f"ran {count}", "strength": float(count)}

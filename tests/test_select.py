@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from trl_rewards import RecipeError
 from trl_rewards.cli import app
+from trl_rewards.commands.select import lacks, spread, thresholds
 from trl_rewards.data import load_splits
-from trl_rewards.selection import lacks, spread, thresholds
 
 ANSWERS = ["the cat sat on the mat", "a dog", "the cat sat", "", "the cat sat on a mat", None]
 

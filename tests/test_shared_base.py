@@ -748,7 +748,7 @@ def test_vllm_is_sent_the_policy_without_the_rewards(bases, rewards):
 def test_score_loads_the_base_by_itself(bases, rewards, write, tmp_path):
     import json
 
-    from trl_rewards.offline import score_file
+    from trl_rewards.commands.score import score_file
 
     adapter = rewards["llama", "late"]
     recipe = write(

@@ -13,9 +13,9 @@ import typer
 from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_mean
 
 if TYPE_CHECKING:
+    from trl_rewards.commands.reproduce import Told
     from trl_rewards.models.pretrained import Loading
     from trl_rewards.pairs import Sampling
-    from trl_rewards.reproduce import Told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,8 +51,8 @@ def train(context: typer.Context, recipe: str) -> None:
 @app.command(context_settings=_OVERRIDES)
 def validate(context: typer.Context, recipe: str) -> None:
     """Check a recipe without loading a model: components, options, TRL's keys, and the columns of a local dataset."""
+    from trl_rewards.commands.validate import validate as check
     from trl_rewards.train import quieten_libraries
-    from trl_rewards.validate import validate as check
 
     quieten_libraries()
     print("\n".join(check(recipe, context.args)))
@@ -69,8 +69,8 @@ def plan(
     """What a recipe needs of a GPU's memory, by arithmetic, without loading a model. Overrides follow: --key value."""
     import json
 
-    from trl_rewards.plan import PHASES
-    from trl_rewards.plan import plan as estimate
+    from trl_rewards.commands.plan import PHASES
+    from trl_rewards.commands.plan import plan as estimate
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -137,7 +137,7 @@ def show(
     kind: Annotated[str | None, typer.Option(help="where two kinds share a name")] = None,
 ) -> None:
     """One component: what it does, its options with types and defaults, columns, paper, and example YAML."""
-    from trl_rewards.describe import describe
+    from trl_rewards.commands.show import describe
 
     print(describe(name, kind))
 
@@ -156,7 +156,7 @@ def score(
     ] = None,
 ) -> None:
     """Score completions offline with a recipe's rewards: one JSON line per row, with every source and the total."""
-    from trl_rewards.offline import score_file
+    from trl_rewards.commands.score import score_file
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -240,7 +240,7 @@ def bon(
 
     Goes on where it stopped when the same command is given again.
     """
-    from trl_rewards.bon import BestOf, best_of_n
+    from trl_rewards.commands.bon import BestOf, best_of_n
     from trl_rewards.pairs import Selection
     from trl_rewards.train import quieten_libraries
 
@@ -309,9 +309,9 @@ def select(
 
     Goes on where it stopped when the same command is given again. What it writes is a recipe's dataset_name.
     """
-    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.commands.score import scoring_recipe
+    from trl_rewards.commands.select import Selecting, select_rows
     from trl_rewards.recipe import spec_of_word
-    from trl_rewards.selection import Selecting, select_rows
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -362,8 +362,8 @@ def reference(
     That is what `par` and other shapers hold rewards against. Goes on where it stopped when the same command is given
     again. What it writes is a recipe's dataset_name.
     """
-    from trl_rewards.offline import scoring_recipe
-    from trl_rewards.reference import Referencing, reference_rewards
+    from trl_rewards.commands.reference import Referencing, reference_rewards
+    from trl_rewards.commands.score import scoring_recipe
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -408,9 +408,9 @@ def agree(
     """
     import json
 
-    from trl_rewards.agree import Recorded, report
-    from trl_rewards.agree import agree as compare
-    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.commands.agree import Recorded, report
+    from trl_rewards.commands.agree import agree as compare
+    from trl_rewards.commands.score import scoring_recipe
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -452,8 +452,8 @@ def doctor(
     """
     import json
 
-    from trl_rewards.diagnosis import SEVERITIES
-    from trl_rewards.doctor import Examination, examine, show
+    from trl_rewards.commands.diagnosis import SEVERITIES
+    from trl_rewards.commands.doctor import Examination, examine, show
     from trl_rewards.recipe import Recipe
     from trl_rewards.train import quieten_libraries
 
@@ -492,9 +492,9 @@ def calibrate(
 
     Writes the curves as JSON and a diagram beside it; `shape: [{use: calibrated, with: {path: …}}]` uses them.
     """
-    from trl_rewards.calibrate import Labelled, default_file, describe
-    from trl_rewards.calibrate import calibrate as fit
-    from trl_rewards.offline import scoring_recipe
+    from trl_rewards.commands.calibrate import Labelled, default_file, describe
+    from trl_rewards.commands.calibrate import calibrate as fit
+    from trl_rewards.commands.score import scoring_recipe
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -527,9 +527,9 @@ def merge(
 
     With --pairs: how accurate the members, their average, and averages of two of them are.
     """
-    from trl_rewards.agree import Recorded
-    from trl_rewards.merge import Check, report
-    from trl_rewards.merge import merge as average
+    from trl_rewards.commands.agree import Recorded
+    from trl_rewards.commands.merge import Check, report
+    from trl_rewards.commands.merge import merge as average
     from trl_rewards.recipe import word_value
     from trl_rewards.train import quieten_libraries
 
@@ -609,7 +609,7 @@ def reproduce(
     save: Annotated[bool, typer.Option(help="keep the result beside the claim, for the table of claims")] = False,
 ) -> None:
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
-    from trl_rewards import reproduce as claims
+    from trl_rewards.commands import reproduce as claims
     from trl_rewards.report import claim as report
 
     known = claims.claims()
@@ -661,7 +661,7 @@ def new(
     kind: Annotated[str, typer.Option(help="reward, selector or tool")] = "reward",
 ) -> None:
     """Write a third-party plugin: one module with a component, pyproject, test, README. Its test passes."""
-    from trl_rewards.scaffold import write_plugin
+    from trl_rewards.commands.new import write_plugin
 
     target = write_plugin(name, folder or Path(name), kind)
     component = name.replace("-", "_")

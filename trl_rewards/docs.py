@@ -13,14 +13,16 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
-from trl_rewards.describe import description, paper_of, place, recipes_of
+from trl_rewards.commands.reproduce import claims, effects, kept, load_claim
+from trl_rewards.commands.show import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders
-from trl_rewards.reproduce import claims, effects, kept, load_claim
 
 if TYPE_CHECKING:
-    from trl_rewards.plan import Plan
+    from trl_rewards.commands.plan import Plan
 
+SHOWN = 4
+"""Recipes in a component's row; its own page has them all."""
 _PLUGINS_HEAD = """# Components
 
 Every component that comes with the project, by kind. `trl-rewards show NAME` prints its options and an example.
@@ -54,14 +56,22 @@ def components_page() -> str:
         for entry in registry.of_kind(kind):
             cls = entry.load()
             paper = paper_of(cls)
-            recipes = recipes_of(entry.name, kind)
-            measured = "; ".join(results[name] for name in recipes if name in results)
+            recipes = of_the_paper(paper, recipes_of(entry.name, kind))
+            names, measured = ", ".join(recipes), "; ".join(results[name] for name in recipes if name in results)
+            if len(recipes) > SHOWN:  # in so many that none says much of it
+                names, measured = f"{', '.join(recipes[:SHOWN])} and {len(recipes) - SHOWN} more", ""
             link = f"[{paper.rpartition('/')[2]}]({paper})" if paper else ""
-            rows.append([f"`{entry.name}`", first_sentence(cls), link, entry.owner, ", ".join(recipes), measured])
+            rows.append([f"`{entry.name}`", first_sentence(cls), link, entry.owner, names, measured])
         if rows:
             parts.append(f"## {kind.capitalize()}s\n")
             parts.append(_markdown(["`use:`", "what", "paper", "plugin", "recipe", "measured"], rows))
     return "\n".join(parts)
+
+
+def of_the_paper(paper: str, recipes: list[str]) -> list[str]:
+    """The recipes that reproduce a component's paper, or all that use it where none does."""
+    files = bundled_recipes()
+    return [name for name in recipes if paper and paper in files[name].read_text(encoding="utf-8")] or recipes
 
 
 def component_page(name: str, kind: str) -> str:
@@ -118,7 +128,7 @@ def recipes_page() -> str:
 @functools.cache
 def gpu_plans() -> dict[str, Plan]:
     """{recipe: what it needs of a GPU} of those that are for one, whose files are called gpu…."""
-    from trl_rewards.plan import plan  # it takes torch, which no other page needs
+    from trl_rewards.commands.plan import plan  # it takes torch, which no other page needs
 
     return {name: plan(name) for name, file in bundled_recipes().items() if file.name.startswith("gpu")}
 

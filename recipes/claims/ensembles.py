@@ -57,7 +57,7 @@ def scored(rows: list[dict[str, Any]], rewards: list[dict[str, Any]], out: Path)
     from datasets import Dataset
 
     from trl_rewards import Recipe
-    from trl_rewards.offline import score_dataset
+    from trl_rewards.commands.score import score_dataset
 
     data = Dataset.from_list([{name: row[name] for name in ("prompt", "answer", "texts")} for row in rows])
     score_dataset(Recipe.parse({"rewards": rewards}, check_trl=False), data, out, "texts", batch_size=25)

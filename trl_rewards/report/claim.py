@@ -17,7 +17,7 @@ from trl_rewards.report.run import METRICS, Curve, finite, read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from trl_rewards.reproduce import Claim, Job, Measure
+    from trl_rewards.commands.reproduce import Claim, Job, Measure
 
 PLOT = "plot.png"
 
@@ -71,7 +71,7 @@ def _draw(claim: Claim, result: Mapping[str, Any], curves: Mapping[str, Mapping[
 
 
 def _draw_dots(axes: Axes, values: Mapping[str, Sequence[float | None]]) -> None:
-    from trl_rewards.reproduce import interval
+    from trl_rewards.commands.reproduce import interval
 
     for place, found in enumerate(values.values()):
         there = [value for value in found if value is not None]
@@ -100,7 +100,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], arms: Sequen
 
 
 def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: bytes, dark: bytes) -> str:
-    from trl_rewards.reproduce import effects, table
+    from trl_rewards.commands.reproduce import effects, table
 
     titles, rows = table(claim, result)
     light_source, dark_source = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark))

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from trl_rewards.reliability import CAPTION, draw_reliability, used_calibrations
 from trl_rewards.report.drawing import SMOOTH_FROM, draw, theme
 from trl_rewards.report.evidence import ENOUGH, findings
 from trl_rewards.report.figures import Plot, plots
+from trl_rewards.report.reliability import CAPTION, draw_reliability, used_calibrations
 from trl_rewards.report.run import Run, alarms, curve, finite, read_run, watched
 from trl_rewards.report.style import STYLE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trl_rewards import Context, RecipeError, load_objective, load_reward
-from trl_rewards.offline import score_file
+from trl_rewards.commands.score import score_file
 from trl_rewards.testing import check_reward
 
 PROMPTS, COMPLETIONS = ["the cat ", "the dog "], ["sat 3 times", "ran"]

@@ -84,7 +84,7 @@ def test_a_source_with_a_token_shaper_counts_as_what_it_makes_of_the_tokens():
 
 
 def test_the_script_of_the_cpu_recipe_faults_wrong_sums_and_pays_for_all_else():
-    pipeline = Pipeline.from_recipe(Recipe.load("process/cpu", {"rewards.1.shape": []}, check_trl=False))
+    pipeline = Pipeline.from_recipe(Recipe.load("clip-delta/cpu", {"rewards.1.shape": []}, check_trl=False))
     replies = ["<think>3 + 4 = 7\n7 - 2 = 6</think><answer>It is 6. I like it a lot.</answer>", "7"]
     samples = make_samples(replies, answer=["5", "7"])
     scores = pipeline.score(samples).scores.values

@@ -418,7 +418,7 @@ def test_wrong_options_are_refused(options, message):
 
 
 def test_show_lists_the_library():
-    from trl_rewards.describe import describe
+    from trl_rewards.commands.show import describe
 
     text = describe("rewardanything")
     assert all(f"\n  {name} " in text for name in PRINCIPLES)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_rewards.calibration import Calibration, Method, calibration, write_calibrations
+from trl_rewards.commands.reference import unshaped
+from trl_rewards.commands.score import is_group, score_dataset, split_of
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError, did_you_mean
-from trl_rewards.offline import is_group, score_dataset, split_of
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe
-from trl_rewards.reference import unshaped
-from trl_rewards.reliability import draw_reliability
+from trl_rewards.report.reliability import draw_reliability
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 from peft import LoraConfig
 
+from trl_rewards.commands.footprint import SIZES, Shape, optimiser, shape_of
 from trl_rewards.components import resolve_path
 from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.footprint import SIZES, Shape, optimiser, shape_of
 from trl_rewards.loading import build
 from trl_rewards.models.options import Held, InProcess
 from trl_rewards.models.pretrained import Quantization, quantization_of

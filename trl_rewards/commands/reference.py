@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trl_rewards.bon import Drawing, complete, draw_candidates, refused_names, save_rows, score_candidates
+from trl_rewards.commands.bon import Drawing, complete, draw_candidates, refused_names, save_rows, score_candidates
+from trl_rewards.commands.score import split_of
+from trl_rewards.commands.select import complete_rows
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError
 from trl_rewards.models.pretrained import Loading, load_tokenizer
-from trl_rewards.offline import split_of
 from trl_rewards.pairs import Group, Sampling, or_none
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe, Spec
-from trl_rewards.selection import complete_rows
 
 COLUMN = "reference_rewards"
 

@@ -1,4 +1,4 @@
-"""A reward that is far off now and then, for stable_reinforce.yaml."""
+"""A reward that is far off now and then, for stable-reinforce.yaml."""
 
 from __future__ import annotations
 

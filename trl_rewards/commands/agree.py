@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from trl_rewards.commands.score import score_dataset, split_of
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError, did_you_mean
-from trl_rewards.offline import score_dataset, split_of
 from trl_rewards.recipe import Recipe
 
 PAIR = "the two answers"  # a column of ours, with a name that no dataset has

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trl_rewards.bon import Drawing, complete, draw_candidates, refused_names, save_rows, score_candidates
+from trl_rewards.commands.bon import Drawing, complete, draw_candidates, refused_names, save_rows, score_candidates
+from trl_rewards.commands.score import is_group, policy_tokenizer, split_of, token_ids
 from trl_rewards.data import load_splits, map_columns
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.loading import build
 from trl_rewards.models.pretrained import Loading, load_tokenizer
 from trl_rewards.models.sampling import Sampled
-from trl_rewards.offline import is_group, policy_tokenizer, split_of, token_ids
 from trl_rewards.pairs import Sampling, or_none
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe, Spec

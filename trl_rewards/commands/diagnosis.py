@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from trl_rewards.commands.probes import COPY
 from trl_rewards.components import RewardBatch, Status
 from trl_rewards.maths import group_std, kendall_in_groups, spearman, std
-from trl_rewards.probes import COPY
 from trl_rewards.scoring import Source, failures
 
 Severity = Literal["note", "warning", "error"]

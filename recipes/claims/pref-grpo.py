@@ -1,7 +1,7 @@
 """What a reward model's scores become in a group: advantages, and what they have to do with the truth.
 
-    python prefgrpo.py score OUT --answers A --model M --seed 0
-    python prefgrpo.py advantages OUT --scores S --by win_rate
+    python pref-grpo.py score OUT --answers A --model M --seed 0
+    python pref-grpo.py advantages OUT --scores S --by win_rate
 
 `A` is a folder that `ensembles.py draw` made: the bundled policy's answers, and whether each is right, which is the
 truth. `score` puts them into groups of eight to one prompt, as they come and of right ones alone, and writes what the

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_rewards.commands.score import split_of
 from trl_rewards.components import Context
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
@@ -25,7 +26,6 @@ from trl_rewards.models.sampling import (
     sample_candidates,
     template_columns,
 )
-from trl_rewards.offline import split_of
 from trl_rewards.pairs import (
     Candidate,
     Counts,

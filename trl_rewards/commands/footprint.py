@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trl_rewards.errors import RewardError, did_you_mean
 from trl_rewards.models.pretrained import Quantization
 
-SHAPES = Path(__file__).parent / "bundled/models.json"
+SHAPES = Path(__file__).parent.parent / "bundled/models.json"
 """Widths of published models, from the `config.json` of each at https://huggingface.co/NAME; `like` is another's."""
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK, NESTED_BLOCK = 64, 256

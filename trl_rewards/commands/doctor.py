@@ -12,23 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_rewards.bon import complete
+from trl_rewards.commands.bon import complete
+from trl_rewards.commands.diagnosis import SEVERITIES, TOTAL, Answers, Finding, agreement, beaten, figures, findings
+from trl_rewards.commands.probes import COPY, answers_in, probes, right_answers
+from trl_rewards.commands.score import policy_loading, set_up, split_of, token_ids
+from trl_rewards.commands.select import recorded
 from trl_rewards.components import RewardBatch
 from trl_rewards.console import PLAIN_WIDTH
 from trl_rewards.data import load_recipe_data, load_splits, map_columns, model_path
-from trl_rewards.diagnosis import SEVERITIES, TOTAL, Answers, Finding, agreement, beaten, figures, findings
 from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.loading import build
 from trl_rewards.models.pretrained import default_device, free_memory
 from trl_rewards.models.sampling import load_sampler, sample_candidates, template_columns
-from trl_rewards.offline import policy_loading, set_up, split_of, token_ids
 from trl_rewards.pairs import Sampling
 from trl_rewards.pipeline import Pipeline
-from trl_rewards.probes import COPY, answers_in, probes, right_answers
 from trl_rewards.recipe import Recipe, Spec, parse_trl
 from trl_rewards.samples import Samples, as_completion, completion_text
 from trl_rewards.scoring import World, failures, score_sources
-from trl_rewards.selection import recorded
 
 SMALL = 200 * 2**20
 """Bytes of weights up to which the policy is asked without being told: a CPU samples from it in seconds."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_rewards.agree import Agreement, Compared, Recorded, agreement, pair_scores, read_pairs
+from trl_rewards.commands.agree import Agreement, Compared, Recorded, agreement, pair_scores, read_pairs
 from trl_rewards.models.averaging import average, shares_of
 from trl_rewards.recipe import Recipe
 

@@ -1,7 +1,7 @@
-"""Which answers a policy gains that is best for a reward, transformed or not: what transforming.yaml runs.
+"""Which answers a policy gains that is best for a reward, transformed or not: what log-sigmoid.yaml runs.
 
-    python recipes/claims/transforming.py sample OUT SEED
-    python recipes/claims/transforming.py measure OUT ANSWERS SHAPER
+    python recipes/claims/log-sigmoid.py sample OUT SEED
+    python recipes/claims/log-sigmoid.py measure OUT ANSWERS SHAPER
 
 The policy with the most reward at a given KL from its start has each answer exp(u / γ) times as often as that, u being
 its reward. Of many answers to a prompt that policy is known by weights alone, without training it.
