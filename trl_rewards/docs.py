@@ -33,16 +33,32 @@ _RECIPES_HEAD = """# Recipes
     accelerate launch recipes/train.py --config recipes/NAME.yaml [--any_trl_flag value] [--rewards.0.weight 0.3]
 
 From an installed wheel, bundled recipes go by name: `accelerate launch -m trl_rewards.train --config NAME`.
-Written by `python -m trl_rewards.docs`, from the recipes' headers and the figures in `results.json`. Memory is that of
-one GPU by arithmetic, as `trl-rewards plan NAME` says it part by part ([how](../docs/memory.md)): at the height of
-the phase in brackets, and the smallest usual card that it fits.
-"""
+Written by `python -m trl_rewards.docs`, from the recipes' headers, the figures in `results.json` and the claims'
+results.
 
+"""
 _CLAIMS_HEAD = """## Claims
 
-What the papers say, in miniature. A difference is that of two arms, seed by seed, with its 95 % interval (Student's
-t). *Reproduced*: the whole interval is where the claim puts it; *direction only*: its mean is; *not reproduced*:
-neither. A claim with several parts is as good as the worst of them.
+What the papers say, in miniature ([how](../docs/claims.md)). A difference is that of two arms, seed by seed, with
+its 95 % interval (Student's t). *Reproduced*: the whole interval is where the claim puts it; *direction only*: its
+mean is; *not reproduced*: neither. A claim with several parts is as good as the worst of them.
+
+"""
+_KNOWN_HEAD = """
+What a reader must know of each:
+
+"""
+_CPU_HEAD = """
+## On two CPU cores
+
+Without a download, on the bundled policy.
+
+"""
+_GPU_HEAD = """
+## At full size
+
+Memory is that of one GPU by arithmetic, as `trl-rewards plan NAME` says it part by part ([how](../docs/memory.md)): at
+the height of the phase in brackets, and the smallest usual card that it fits.
 
 """
 
@@ -113,16 +129,23 @@ def _plain(text: str) -> str:
 def recipes_page() -> str:
     """recipes/README.md"""
     results, plans = read_results(), gpu_plans()
-    rows = [
+    cpu, gpu = [], []
+    for name, file in bundled_recipes().items():
+        about = [f"`{name}`", header(file)]
+        if name in plans:
+            gpu.append([*about, plans[name].brief, results.get(name, "not run yet")])
+        else:
+            cpu.append([*about, results.get(name, "")])
+    return "".join(
         [
-            f"`{name}`",
-            header(file),
-            results.get(name, "not measured yet"),
-            plans[name].brief if name in plans else "",
+            _RECIPES_HEAD,
+            claims_table(),
+            _CPU_HEAD,
+            _markdown(["recipe", "what", "measured"], cpu),
+            _GPU_HEAD,
+            _markdown(["recipe", "what", "memory", "measured"], gpu),
         ]
-        for name, file in bundled_recipes().items()
-    ]
-    return "\n".join([_RECIPES_HEAD, _markdown(["recipe", "what", "measured", "memory"], rows), claims_table()])
+    )
 
 
 @functools.cache
@@ -135,21 +158,19 @@ def gpu_plans() -> dict[str, Plan]:
 
 def claims_table() -> str:
     """What papers say, what came out here, and whether that agrees: from the claims and the results beside them."""
-    rows = []
+    rows, known = [], []
     for name in claims():
         claim, result = load_claim(name), kept(name)
-        paper = f"[{claim.paper.rpartition('/')[2]}]({claim.paper})"
-        measured, verdict, minutes = "not run yet", "", ""
+        paper = f"{name} [{claim.paper.rpartition('/')[2]}]({claim.paper})"
+        verdict, measured, minutes = "not run yet", "", ""
         if result is not None:
-            measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
             verdict, minutes = result["verdict"], f"{result['cpu_minutes'] / 2:.0f}"
-        miniature = f"{claim.miniature} {claim.caveat}".strip()
-        full = f"`{claim.full}`" if claim.full else ""
-        rows.append(
-            [paper, claim.claim, miniature, measured, verdict, minutes, f"`trl-rewards reproduce {name}`", full]
-        )
-    titles = ["paper", "claim", "miniature", "measured", "verdict", "minutes on two cores", "command", "full size"]
-    return _CLAIMS_HEAD + _markdown(titles, rows)
+            measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
+        command, full = f"`trl-rewards reproduce {name}`", f"`{claim.full}`" if claim.full else ""
+        rows.append([paper, claim.claim, f"**{verdict}**", measured, claim.miniature, minutes, command, full])
+        known += [f"- `{name}`: {claim.caveat}\n"] if claim.caveat else []
+    titles = ["paper", "claim", "verdict", "measured", "miniature", "minutes on two cores", "command", "full size"]
+    return _CLAIMS_HEAD + _markdown(titles, rows) + _KNOWN_HEAD + "".join(known)
 
 
 def header(file: Path) -> str:
