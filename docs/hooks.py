@@ -18,7 +18,7 @@ from trl_rewards.plugins import kinds, load_plugins
 ROOT = Path(__file__).parent.parent
 SPLIT = "\n## Documentation\n"  # the README's first screen, above it, is the site's; the rest is the page `reference`
 TABLES = {"docs/advantages.md": "advantage", "docs/combiners.md": "combiner"}
-CODE_OR_LINK = re.compile(r"^```.*?^```|`[^`\n]*`|(?<=\]\()[^)\s]+(?=\))", re.DOTALL | re.MULTILINE)
+CODE_OR_LINK = re.compile(r"^(?P<fence>```+).*?^(?P=fence)|`[^`\n]*`|(?<=\]\()[^)\s]+(?=\))", re.DOTALL | re.MULTILINE)
 NO_LINK = ("`", "#", "http")  # how code, and links that stay as they are, begin
 LANGUAGES = {".md": "markdown", ".py": "python", ".yaml": "yaml"}  # of files that are made pages
 
@@ -76,7 +76,7 @@ def page_of(path: str) -> str:
         return f"# Reference\n{SPLIT}{text.partition(SPLIT)[2]}"
     if path.endswith(".md"):
         return text
-    return f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n```{LANGUAGES[Path(path).suffix]}\n{text}```\n"
+    return f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n`````{LANGUAGES[Path(path).suffix]}\n{text}`````\n"
 
 
 def uri_of(path: str) -> str:
@@ -97,7 +97,7 @@ def path_of(uri: str) -> str:
 
 def links_of(text: str) -> list[str]:
     """The relative links of a Markdown text, those in code left out."""
-    return [found for found in CODE_OR_LINK.findall(text) if not found.startswith(NO_LINK)]
+    return [found.group() for found in CODE_OR_LINK.finditer(text) if not found.group().startswith(NO_LINK)]
 
 
 def target_of(path: str, link: str) -> str:

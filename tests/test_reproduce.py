@@ -14,19 +14,9 @@ from typer.testing import CliRunner
 
 from trl_rewards import RecipeError, RewardError
 from trl_rewards.cli import app
-from trl_rewards.commands.reproduce import (
-    Expectation,
-    Interval,
-    Measure,
-    claims,
-    interval,
-    judge,
-    kept,
-    load_claim,
-    measured,
-    reproduce,
-    table,
-)
+from trl_rewards.commands.claims import Expectation, Measure, claims, load_claim
+from trl_rewards.commands.outcome import Interval, effects, interval, judge, keep, kept, measured, table
+from trl_rewards.commands.reproduce import reproduce
 from trl_rewards.recipe import Recipe
 
 # Logs a curve that rises to a seed's end, after it has read what the stage left.
@@ -181,17 +171,36 @@ def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
         load_claim(claim_of(tmp_path, measures={"right": measures["right"] | {"arms": ["older"]}}))
 
 
-def test_lines_without_a_number_are_left_out_of_a_measure(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 0.5, "b": null}\n{"step": 2, "a": null, "b": null}\n')
-    assert measured(Measure("a"), tmp_path) == 0.5
-    with pytest.raises(RewardError, match="'b' is null in every line"):
-        measured(Measure("b"), tmp_path)
+def test_what_is_no_number_where_it_counts_is_no_measure(tmp_path):
+    lines = [{"step": 1, "a": 0.5, "b": None}, {"step": 2, "a": None, "b": None}, {"step": 3, "a": 0.7}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert measured(Measure("a"), tmp_path) == 0.7
+    assert measured(Measure("a", take="first"), tmp_path) == 0.5
+    assert measured(Measure("a", window=2), tmp_path) is None  # diverged: the mean of what is left would hide it
+    assert measured(Measure("a", take="mean"), tmp_path) is None
+    assert measured(Measure("b"), tmp_path) is None
 
 
-def test_a_level_that_some_seeds_never_reach_is_no_more_than_the_direction():
+def test_a_level_that_is_never_reached_counts_as_a_step_more_than_the_last(tmp_path):
+    lines = [{"step": step, "a": step / 10} for step in (2, 4, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert measured(Measure("a", take="steps_to", level=0.4), tmp_path) == 4
+    assert measured(Measure("a", take="steps_to", level=0.5, window=2), tmp_path) == 6
+    assert measured(Measure("a", take="steps_to", level=0.9), tmp_path) == 7
+
+
+def test_a_difference_that_lacks_some_seeds_is_no_more_than_the_direction(tmp_path):
     sooner = Expectation("steps", "new", "old", "lower")
     assert judge(sooner, Interval(-3.0, -4.0, -2.0)) == "reproduced"
     assert judge(sooner, Interval(-3.0, -4.0, -2.0), whole=False) == "direction only"
+    diverging = ARM.replace('"loss": 0.0', '"loss": 0.0, "right": None if seed == 1 else end')
+    file = claim_of(tmp_path, expect=[{"measure": "right", "arm": "new", "than": "old"}])
+    (tmp_path / "arm.py").write_text(diverging)
+    claim = load_claim(file)
+    result = reproduce(claim, tmp_path / "runs", seeds=3)
+    assert result["values"]["new"]["right"] == [0.8, None, 0.8]
+    assert effects(result) == ["right: new higher than old: +0.3 (+0.3 to +0.3) (2 of 3 seeds), direction only"]
+    assert table(claim, result)[1][1] == ("right", "new", "0.8 (0.8 to 0.8), 2 of 3 seeds")
 
 
 def _with_end(file, arm, end):
@@ -200,17 +209,44 @@ def _with_end(file, arm, end):
     return arms
 
 
-def test_a_level_that_no_seed_reaches_and_a_missing_metric_are_said(tmp_path):
-    never = {"steps": {"key": "right", "take": "steps_to", "level": 7.0}}
-    expect = [{"measure": "steps", "arm": "new", "than": "old", "direction": "lower"}]
-    claim = load_claim(claim_of(tmp_path, measures=never, expect=expect))
-    with pytest.raises(RewardError, match="steps of new and old: no seed has both"):
-        reproduce(claim, tmp_path / "runs", seeds=1)
-    claim = load_claim(
-        claim_of(tmp_path, measures={"right": {"key": "wrong"}}, expect=[expect[0] | {"measure": "right"}])
-    )
+def test_a_measure_without_a_number_in_any_seed_is_not_reproduced_and_a_missing_metric_is_said(tmp_path):
+    expect = [{"measure": "right", "arm": "new", "than": "old"}]
+    (tmp_path / "none.py").write_text(ARM.replace('"right": end * step / 4 + seed / 100', '"right": None'))
+    file = claim_of(tmp_path, expect=expect)
+    arms = _with_end(file, "old", "0.5")
+    arms["old"]["command"][0] = f"{tmp_path}/none.py"
+    result = reproduce(load_claim(claim_of(tmp_path, expect=expect, arms=arms)), tmp_path / "runs", seeds=1)
+    assert effects(result) == ["right: new higher than old: no seed has both (0 of 1 seeds), not reproduced"]
+    claim = load_claim(claim_of(tmp_path, measures={"right": {"key": "wrong"}}, expect=expect))
     with pytest.raises(RewardError, match=r"metrics.jsonl has no 'wrong'; it has loss, right, step"):
         reproduce(claim, tmp_path / "runs", seeds=1)
+
+
+def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
+    claim, out = load_claim(claim_of(tmp_path)), tmp_path / "runs"
+    (out / "new-0").mkdir(parents=True)
+    (out / "new-0" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RewardError, match="it is no run's folder; give another --out"):
+        reproduce(claim, out, seeds=1)
+    assert (out / "new-0" / "thesis.txt").read_text() == "years of work"
+
+
+def test_only_a_bundled_claims_result_is_kept_and_never_in_place_of_one_with_more_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_rewards.commands.outcome.claims", lambda: {"mine": tmp_path / "mine.yaml"})
+    claim = load_claim(claim_of(tmp_path))
+    keep(claim, {"seeds": 5, "of": claim.fingerprint})
+    with pytest.raises(RewardError, match="has 5 seeds, and this result 1"):
+        keep(claim, {"seeds": 1, "of": claim.fingerprint})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RewardError, match="only bundled claims have a place"):
+        keep(load_claim(claim_of(tmp_path / "other")), {"seeds": 5, "of": claim.fingerprint})
+
+
+def test_the_words_of_a_claim_may_change_without_its_result(tmp_path):
+    first = load_claim(claim_of(tmp_path)).fingerprint
+    assert load_claim(claim_of(tmp_path, claim="put better", caveat="known")).fingerprint == first
+    expect = [{"measure": "right", "arm": "new", "than": "old", "by": 0.1}]
+    assert load_claim(claim_of(tmp_path, expect=expect)).fingerprint != first
 
 
 def test_a_run_that_fails_is_named_with_its_log_after_the_others_are_done(tmp_path):
@@ -247,12 +283,6 @@ def test_a_bad_claim_is_refused_with_all_that_is_wrong(tmp_path):
         load_claim("nobody")
 
 
-def summed(claim):
-    """Names of arms and stages that have a measure."""
-    named = [arm for measure in claim.measures.values() for arm in measure.arms or claim.arms]
-    return [name for name in (*claim.stages, *claim.arms) if name in named]
-
-
 def check_recipes(claim):
     for stage in (*claim.stages.values(), *claim.arms.values()):
         if stage.recipe:
@@ -269,7 +299,7 @@ def test_bundled_claims_are_whole_and_their_recipes_take_their_overrides():
         if claim.full:
             Recipe.load(claim.full, check_trl=False)
         result = kept(name)
-        assert result is None or set(result["values"]) == set(summed(claim))
+        assert result is None or result["of"] == claim.fingerprint, f"{name} is not what was run; run it again"
 
 
 def test_the_guides_claim_is_one(tmp_path):

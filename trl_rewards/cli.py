@@ -609,25 +609,33 @@ def reproduce(
     save: Annotated[bool, typer.Option(help="keep the result beside the claim, for the table of claims")] = False,
 ) -> None:
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
-    from trl_rewards.commands import reproduce as claims
-    from trl_rewards.report import claim as report
+    from trl_rewards.commands.claims import claims, load_claim
+    from trl_rewards.commands.outcome import effects, keep, table
+    from trl_rewards.commands.reproduce import reproduce as run
+    from trl_rewards.report.claim import PAGE, PLOT
 
-    known = claims.claims()
+    loaded = [load_claim(name) for name in (names or claims())]
     if not names and not every:
-        loaded = [claims.load_claim(name) for name in known]
         _table(("claim", "of", "what"), [(each.name, each.paper.rpartition("/")[2], each.claim) for each in loaded])
         return
-    for claim in [claims.load_claim(name) for name in (known if every else names or ())]:
+    failed = []
+    for claim in loaded:
+        folder = out / claim.name
         print(f"{claim.name}: {claim.claim}\n{claim.paper}\n{claim.miniature}\n")
-        with _progress() as tell:
-            result = claims.reproduce(claim, out / claim.name, seeds, jobs, tell)
-        titles, rows = claims.table(claim, result)
+        try:
+            with _progress() as tell:
+                result = run(claim, folder, seeds, jobs, tell)
+            if save:
+                keep(claim, result)
+        except RewardError as error:  # the other claims' runs are not lost to it
+            failed.append(f"{claim.name}: {error}")
+            continue
         print()
-        _table(titles, rows, folds=0)
-        print("", *claims.effects(result), f"{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)", sep="\n")
-        print(f"plot   {out / claim.name / report.PLOT}\nreport {out / claim.name / report.PAGE}\n")
-        if save:
-            claims.keep(claim, result)
+        _table(*table(claim, result), folds=0)
+        print("", *effects(result), f"{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)", sep="\n")
+        print(f"plot   {folder / PLOT}\nreport {folder / PAGE}\n")
+    if failed:
+        raise RewardError("; ".join(failed))
 
 
 @contextmanager

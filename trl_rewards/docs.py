@@ -13,7 +13,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
-from trl_rewards.commands.reproduce import claims, effects, kept, load_claim
+from trl_rewards.commands.claims import claims, load_claim
+from trl_rewards.commands.outcome import effects, kept
 from trl_rewards.commands.show import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe import bundled_recipes, recipe_folders

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_rewards.commands.outcome import effects, interval, table
 from trl_rewards.report.drawing import theme
 from trl_rewards.report.page import PAGE, document, escape, number
 from trl_rewards.report.run import METRICS, Curve, finite, read_lines
@@ -17,7 +18,8 @@ from trl_rewards.report.run import METRICS, Curve, finite, read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from trl_rewards.commands.reproduce import Claim, Job, Measure
+    from trl_rewards.commands.claims import Claim, Measure
+    from trl_rewards.commands.reproduce import Job
 
 PLOT = "plot.png"
 
@@ -58,28 +60,28 @@ def _draw(claim: Claim, result: Mapping[str, Any], curves: Mapping[str, Mapping[
         figure = Figure(figsize=(1.2 + 2.8 * len(claim.measures), 2.8 * rows), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(rows, len(claim.measures), squeeze=False)
+        arms = list(result["values"])
         for column, (name, measure) in enumerate(claim.measures.items()):
-            _draw_dots(panels[0][column], {arm: found.get(name, []) for arm, found in result["values"].items()})
+            having = {arm: found[name] for arm, found in result["values"].items() if name in found}
+            _draw_dots(panels[0][column], having, arms)
             panels[0][column].set_title(name, parse_math=False)
             panels[0][column].set_ylabel(measure.unit)
             if rows > 1:
-                _draw_curves(panels[1][column], curves[name], list(result["values"]))
+                _draw_curves(panels[1][column], curves[name], arms)
         figure.suptitle(f"{claim.name}: {result['verdict']}", fontsize=10, parse_math=False)
         file = io.BytesIO()
         figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _draw_dots(axes: Axes, values: Mapping[str, Sequence[float | None]]) -> None:
-    from trl_rewards.commands.reproduce import interval
-
-    for place, found in enumerate(values.values()):
+def _draw_dots(axes: Axes, values: Mapping[str, Sequence[float | None]], arms: Sequence[str]) -> None:
+    for place, (arm, found) in enumerate(values.items()):
         there = [value for value in found if value is not None]
         if there:
-            mean = interval(there)
+            mean, colour = interval(there), f"C{arms.index(arm)}"
             reach = 0.0 if math.isinf(mean.low) else mean.high - mean.mean
-            axes.plot([place] * len(there), there, "o", alpha=0.4, color=f"C{place}")
-            axes.errorbar(place, mean.mean, yerr=reach, fmt="_", color=f"C{place}", capsize=5, markersize=16)
+            axes.plot([place] * len(there), there, "o", alpha=0.4, color=colour)
+            axes.errorbar(place, mean.mean, yerr=reach, fmt="_", color=colour, capsize=5, markersize=16)
     axes.set_xticks(range(len(values)), list(values), rotation=20, parse_math=False)
     axes.margins(x=0.3)
 
@@ -100,8 +102,6 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], arms: Sequen
 
 
 def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: bytes, dark: bytes) -> str:
-    from trl_rewards.commands.reproduce import effects, table
-
     titles, rows = table(claim, result)
     light_source, dark_source = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark))
     differences = "".join(f"<li>{escape(line)}</li>" for line in effects(result))
