@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +223,55 @@ def test_a_measure_without_a_number_in_any_seed_is_not_reproduced_and_a_missing_
     claim = load_claim(claim_of(tmp_path, measures={"right": {"key": "wrong"}}, expect=expect))
     with pytest.raises(RewardError, match=r"metrics.jsonl has no 'wrong'; it has loss, right, step"):
         reproduce(claim, tmp_path / "runs", seeds=1)
+
+
+def test_a_wrong_recipe_is_found_before_anything_runs(tmp_path):
+    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text())["arms"]
+    arms["new"] = {"recipe": "quickstrat"}
+    claim = load_claim(claim_of(tmp_path, arms=arms))
+    with pytest.raises(RecipeError, match="new: no such file, nor a bundled recipe, did you mean 'quickstart'"):
+        reproduce(claim, tmp_path / "runs", seeds=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_claims_recipe_is_looked_for_beside_it(tmp_path):
+    (tmp_path / "mine_recipe.yaml").write_text("trainer: grpo\n")
+    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text())["arms"]
+    arms["new"] = {"recipe": "./mine_recipe.yaml"}
+    claim = load_claim(claim_of(tmp_path, arms=arms))
+    assert claim.arms["new"].recipe == str(tmp_path / "mine_recipe.yaml")
+
+
+def test_a_call_that_is_ended_takes_its_runs_along_and_goes_on_when_called_again(tmp_path):
+    waiting = ARM.replace("import json", "import time, json", 1).replace("lines = [", "time.sleep(end)\nlines = [", 1)
+    file = claim_of(tmp_path, arms=_with_end(claim_of(tmp_path), "new", "60"))
+    (tmp_path / "arm.py").write_text(waiting)
+    words = [
+        "-m",
+        "trl_rewards.cli",
+        "reproduce",
+        file,
+        "--seeds",
+        "1",
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done, log = tmp_path / "runs/mine/old-0/done", tmp_path / "runs/mine/new-0/log.txt"
+    while not (done.is_file() and log.is_file()):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.terminate()
+    said, _ = process.communicate(timeout=30)  # in less than the minute that the arm takes
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on" in said
+    claim_of(tmp_path)  # the arms as they were, but for their script
+    (tmp_path / "arm.py").write_text(waiting)
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert "model, seed 0: there already" in again.output
 
 
 def test_a_folder_that_no_run_made_is_left_alone(tmp_path):

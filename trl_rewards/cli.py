@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -610,14 +611,19 @@ def reproduce(
 ) -> None:
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
     from trl_rewards.commands.claims import claims, load_claim
-    from trl_rewards.commands.outcome import effects, keep, table
+    from trl_rewards.commands.outcome import effects, keep, kept, place_of, table
     from trl_rewards.commands.reproduce import reproduce as run
     from trl_rewards.report.claim import PAGE, PLOT
 
     loaded = [load_claim(name) for name in (names or claims())]
     if not names and not every:
-        _table(("claim", "of", "what"), [(each.name, each.paper.rpartition("/")[2], each.claim) for each in loaded])
+        verdicts = {each.name: (kept(each.name) or {"verdict": "not run yet"})["verdict"] for each in loaded}
+        rows = [(each.name, each.paper.rpartition("/")[2], verdicts[each.name], each.claim) for each in loaded]
+        _table(("claim", "of", "verdict", "what"), rows)
         return
+    for claim in loaded if save else ():
+        place_of(claim)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its runs end with it, as with Ctrl-C
     failed = []
     for claim in loaded:
         folder = out / claim.name
@@ -630,6 +636,9 @@ def reproduce(
         except RewardError as error:  # the other claims' runs are not lost to it
             failed.append(f"{claim.name}: {error}")
             continue
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on with the runs that are not done", file=sys.stderr)
+            raise typer.Exit(130) from None
         print()
         _table(*table(claim, result), folds=0)
         print("", *effects(result), f"{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)", sep="\n")
@@ -652,7 +661,7 @@ def _progress() -> Generator[Callable[[Told], None]]:
 
     columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}")) as progress:
-        bar = progress.add_task("")
+        bar = progress.add_task("", total=None)
 
         def tell(told: Told) -> None:
             progress.update(bar, completed=told.done, total=told.total, description="; ".join(told.running))

@@ -291,10 +291,8 @@ def find_recipe(source: str) -> str:
     known = bundled_recipes()
     if source in known:
         return str(known[source])
-    hint = did_you_mean(source, known)
-    raise RecipeError(
-        [f"no such file, nor a bundled recipe{hint} ({', '.join(known) or 'none found'})"], source=source
-    )
+    hint = did_you_mean(source, known) or f"; there are {len(known)}, such as {', '.join(list(known)[:5])}"
+    raise RecipeError([f"no such file, nor a bundled recipe{hint}"], source=source)
 
 
 class _Loader(yaml.SafeLoader):

@@ -29,7 +29,7 @@ class Stage:
     """Something that runs once per seed: a recipe, or a command of this Python's."""
 
     recipe: str | None = None
-    """Bundled name or path."""
+    """Bundled name, or a path from the claim's folder or the working directory."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Of the recipe. `{seed}`, `{out}` and the names of stages in braces are filled in, with those stages' folders."""
     command: list[str] = field(default_factory=list)
@@ -85,6 +85,12 @@ class Expectation:
     def __post_init__(self):
         if self.by < 0:
             raise ValueError(f"by must not be negative, got {self.by}")
+
+    def __str__(self) -> str:
+        margin = f" by {self.by:g}" if self.by else ""
+        allowed = f", give or take {self.by:g}" if self.by else ""
+        more = margin if self.direction in ("higher", "lower") else allowed
+        return f"{self.measure}: {self.arm} {self.direction.replace('_', ' ')} than {self.than}{more}"
 
 
 @dataclass
@@ -153,6 +159,9 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
         }
 
     stages, arms = (parts(key, Stage, "{recipe: quickstart}") for key in ("stages", "arms"))
+    for stage in (*stages.values(), *arms.values()):
+        if stage is not None and stage.recipe and (beside := file.parent / stage.recipe).is_file():
+            stage.recipe = str(beside)
     measures = parts("measures", Measure, "{key: eval_reward}")
     expect = [
         parse_options(Expectation, f"expect[{at}]", entry or {}, problems, "{measure: right, arm: new, than: old}")

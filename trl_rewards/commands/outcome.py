@@ -84,7 +84,7 @@ def _compared(each: Expectation, values: Mapping[str, Mapping[str, list]], seeds
     than = values[each.than][each.measure] if isinstance(each.than, str) else [float(each.than)] * seeds
     mine = values[each.arm][each.measure]
     pairs = [(a, b) for a, b in zip(mine, than, strict=True) if a is not None and b is not None]
-    found = {"what": f"{each.measure}: {each.arm} {each.direction.replace('_', ' ')} than {each.than}"}
+    found = {"what": str(each)}
     if not pairs:
         return found | {"difference": None, "seeds": 0, "verdict": VERDICTS[-1]}
     difference = interval([a - b for a, b in pairs])
@@ -143,20 +143,19 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{interval(there)}{missing}" if there else "no number"
 
 
-def keep(claim: Claim, result: Mapping[str, Any]) -> Path:
-    """Write a result beside its claim, where the table of claims finds it.
-
-    RewardError if it is no bundled claim, or the result that is there has more seeds."""
+def place_of(claim: Claim) -> Path:
+    """Where a claim's result is kept. RewardError if it is no bundled claim."""
     if claim.name not in claims() or claim.file.resolve() != claims()[claim.name].resolve():
-        raise RewardError(f"{claim.file}: only bundled claims have a place for their results")
-    file = claim.file.with_suffix(".json")
-    before = kept(claim.name)
+        raise RewardError(f"{claim.file}: only bundled claims have a place for their results (--save)")
+    return claim.file.with_suffix(".json")
+
+
+def keep(claim: Claim, result: Mapping[str, Any]) -> None:
+    """Write a result beside its claim, where the table of claims finds it. RewardError if one has more seeds."""
+    file, before = place_of(claim), kept(claim.name)
     if before and before["of"] == claim.fingerprint and before["seeds"] > result["seeds"]:
-        raise RewardError(
-            f"{file} has {before['seeds']} seeds, and this result {result['seeds']}; it is left as it is"
-        )
+        raise RewardError(f"{file} has {before['seeds']} seeds, and this result {result['seeds']}; it is left alone")
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return file
 
 
 def kept(name: str) -> dict[str, Any] | None:

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 from trl_rewards import __version__
 from trl_rewards.commands.claims import Claim, Stage
 from trl_rewards.commands.outcome import summary
-from trl_rewards.errors import RewardError
-from trl_rewards.recipe import find_recipe
+from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.recipe import Recipe, find_recipe
 from trl_rewards.report.claim import write_claim
 
 DONE, LOG, RESULT = "done", "log.txt", "result.json"
 """DONE has no suffix: a stage may leave a dataset in its folder, whose files are its splits."""
+TRAIN = ("-m", "trl_rewards.train", "--config")
 
 
 class Job(NamedTuple):
@@ -79,10 +80,12 @@ def reproduce(
 
     Runs that are there already and were made by the same recipe, settings and version are not made again. `jobs` runs
     go on at a time; None: as many as there are cores, each on one. `tell` is called whenever a run begins or ends.
-    RewardError names the runs that failed.
+    RecipeError with all that is wrong with the claim's recipes, before anything runs; RewardError names the runs that
+    failed.
     """
     out = Path(out)
     todo = jobs_of(claim, out, seeds)
+    _check_recipes(claim, [jobs[0] for jobs in todo[:-1]] + todo[-1][: len(claim.arms)])
     _Runs(jobs or _cores(), sum(map(len, todo)), tell).run(todo)
     runs = list(itertools.chain.from_iterable(todo))
     result = summary(claim, {(run.name, run.seed): run.folder for run in runs}, seeds)
@@ -91,6 +94,18 @@ def reproduce(
     (out / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_claim(claim, result, runs, out)
     return result
+
+
+def _check_recipes(claim: Claim, jobs: Iterable[Job]) -> None:
+    problems = []
+    for job in jobs:
+        if job.stage.recipe:
+            try:
+                Recipe.load(job.stage.recipe, _words(job)[len(TRAIN) + 1 :])
+            except RecipeError as error:
+                problems += [f"{job.name}: {problem}" for problem in error.problems]
+    if problems:
+        raise RecipeError(problems, source=str(claim.file))
 
 
 def _cores() -> int:
@@ -104,62 +119,74 @@ class _Runs:
     def __init__(self, jobs: int, total: int, tell: Callable[[Told], None]):
         self.jobs, self.total, self.tell = jobs, total, tell
         self.lock = threading.Lock()
-        self.running: list[str] = []
+        self.running: dict[str, subprocess.Popen] = {}
         self.done = 0
+        self.stopped = False
 
     def run(self, todo: Iterable[Sequence[Job]]) -> None:
         """One list of jobs after the other. RewardError names those that failed, when their list is done."""
         for jobs in todo:
             threads = max(1, _cores() // min(self.jobs, len(jobs)))
             with ThreadPoolExecutor(self.jobs) as pool:
-                fine = list(pool.map(self._one, jobs, itertools.repeat(threads)))
+                try:
+                    fine = list(pool.map(self._one, jobs, itertools.repeat(threads)))
+                except BaseException:  # interrupted: no run goes on in a folder that the next call makes anew
+                    self._stop()
+                    raise
             failed = [f"{job} (see {job.folder / LOG})" for job, ok in zip(jobs, fine, strict=True) if not ok]
             if failed:
                 raise RewardError("failed: " + "; ".join(failed))
 
+    def _stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.running.values():
+                process.terminate()
+
     def _one(self, job: Job, threads: int) -> bool:
+        words, mark = _words(job), _made_by(job)
+        if _mark(job.folder) == mark:
+            return self._ended(job, "there already")
+        if job.folder.is_dir() and any(job.folder.iterdir()) and not (job.folder / LOG).is_file():
+            raise RewardError(f"{job.folder} is in the way of {job}: it is no run's folder; give another --out")
         with self.lock:
-            self.running.append(str(job))
+            if self.stopped:
+                return False
+            shutil.rmtree(job.folder, ignore_errors=True)
+            job.folder.mkdir(parents=True)
+            with open(job.folder / LOG, "w", encoding="utf-8") as log:
+                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+                process = subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment)
+            self.running[str(job)] = process
             self.tell(Told(None, tuple(self.running), self.done, self.total))
-        seconds = _run(job, threads)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            return self.stopped or self._ended(job, "failed", fine=False)
+        seconds = usage.ru_utime + usage.ru_stime
+        unfinished = job.folder / f"{DONE}.unfinished"
+        unfinished.write_text(json.dumps({"mark": mark, "cpu_seconds": seconds}), encoding="utf-8")
+        unfinished.replace(job.folder / DONE)
+        return self._ended(job, f"{seconds:.0f} CPU seconds")
+
+    def _ended(self, job: Job, how: str, fine: bool = True) -> bool:
         with self.lock:
-            self.running.remove(str(job))
+            self.running.pop(str(job), None)
             self.done += 1
-            ended = f"{job}: {'failed' if seconds is None else f'{seconds:.0f} CPU seconds'}"
-            self.tell(Told(ended, tuple(self.running), self.done, self.total))
-        return seconds is not None
+            self.tell(Told(f"{job}: {how}", tuple(self.running), self.done, self.total))
+        return fine
 
 
-def _run(job: Job, threads: int) -> float | None:
-    """Run one unless it is there; CPU seconds that it took, None where it failed."""
+def _made_by(job: Job) -> str:
+    """The same for runs that are made by the same."""
     words = _words(job)
-    made_by = {
+    said = {
         "words": words,
         "texts": [file.read_text(encoding="utf-8") for file in _files(job, words)],
         "versions": [__version__, *map(importlib.metadata.version, ("trl", "transformers", "torch"))],
         "before": [_mark(job.places[name]) for name in job.stage.before],  # made again, they have another mark
     }
-    mark = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    done, log = job.folder / DONE, job.folder / LOG
-    if _mark(job.folder) == mark:
-        return json.loads(done.read_text())["cpu_seconds"]
-    if job.folder.is_dir() and any(job.folder.iterdir()) and not log.is_file():
-        raise RewardError(f"{job.folder} is in the way of {job}: it is no run's folder; give another --out")
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
-    with open(log, "w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [sys.executable, *words], stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        return None
-    seconds = usage.ru_utime + usage.ru_stime
-    unfinished = job.folder / f"{DONE}.unfinished"
-    unfinished.write_text(json.dumps({"mark": mark, "cpu_seconds": seconds}), encoding="utf-8")
-    unfinished.replace(done)
-    return seconds
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _mark(folder: Path) -> str | None:
@@ -194,7 +221,7 @@ def _words(job: Job) -> list[str]:
     if job.stage.recipe is None:
         return filled(job.stage.command)
     settings = {"seed": job.seed, "output_dir": str(job.folder), **filled(job.stage.overrides)}
-    words = ["-m", "trl_rewards.train", "--config", job.stage.recipe]
+    words = [*TRAIN, job.stage.recipe]
     for key, value in settings.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return words
