@@ -246,19 +246,9 @@ def test_a_call_that_is_ended_takes_its_runs_along_and_goes_on_when_called_again
     waiting = ARM.replace("import json", "import time, json", 1).replace("lines = [", "time.sleep(end)\nlines = [", 1)
     file = claim_of(tmp_path, arms=_with_end(claim_of(tmp_path), "new", "60"))
     (tmp_path / "arm.py").write_text(waiting)
-    words = [
-        "-m",
-        "trl_rewards.cli",
-        "reproduce",
-        file,
-        "--seeds",
-        "1",
-        "--jobs",
-        "2",
-        "--out",
-        str(tmp_path / "runs"),
-    ]
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = ["reproduce", file, "--seeds", "1", "--jobs", "2", "--out", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "trl_rewards.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     done, log = tmp_path / "runs/mine/old-0/done", tmp_path / "runs/mine/new-0/log.txt"
     while not (done.is_file() and log.is_file()):
         assert process.poll() is None, process.stdout.read()
