@@ -153,6 +153,12 @@ def test_a_type_that_only_type_checkers_import_or_pydantic_does_not_know_is_not_
     describe(f"{path}:Own")
 
 
+def test_show_knows_the_kind_of_a_class_in_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text('from trl_rewards import Advantage\n\n\nclass Halved(Advantage):\n    """Half of it."""\n')
+    assert describe(f"{path}:Halved").startswith(f"{path}:Halved · advantage · sequence level")
+
+
 def test_what_post_init_refuses_is_one_problem_of_the_components():
     with pytest.raises(RecipeError, match="with: count must be at least 0, got -1"):
         load_reward(USE, count=-1)

@@ -14,7 +14,7 @@ import yaml
 from trl_rewards.components import KINDS, Advantage, Component, OutcomeObjective, Reward, Tool
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, option_types, options_of, type_name
-from trl_rewards.plugins import component_class, docstring, kinds, load_plugins
+from trl_rewards.plugins import component_class, docstring, kinds, load_plugins, load_target
 from trl_rewards.recipe import bundled_recipes
 
 _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
@@ -114,7 +114,9 @@ def _most_telling_first(cls: type[Component]) -> list[dataclasses.Field]:
 
 def _kind_of(name: str) -> str:
     if ":" in name:
-        return "reward"
+        found = load_target(name)
+        fitting = [kind for kind, bases in KINDS.items() if isinstance(found, type) and issubclass(found, bases)]
+        return fitting[0] if fitting else "reward"
     registry = load_plugins()
     bare = name.rpartition("/")[2]
     found = [kind for kind in kinds() if any(entry.name == bare for entry in registry.of_kind(kind))]
