@@ -15,9 +15,9 @@ import json
 import math
 import random
 import statistics
-import sys
 from pathlib import Path
 
+import parts
 import torch
 
 from trl_rewards import bundled, load_advantage, load_reward
@@ -112,12 +112,5 @@ def prompt_weights(advantage, rewards: torch.Tensor) -> torch.Tensor:
     return weights
 
 
-def main(task: str, out: str, *more: str) -> None:
-    if task == "sample":
-        sample(Path(out), int(more[0]))
-    else:
-        measure(Path(out), Path(more[0]), more[1])
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parts.run(__doc__, {sample: {"seed": int}, measure: {"samples": Path, "arm": ADVANTAGES}})

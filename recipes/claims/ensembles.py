@@ -12,7 +12,6 @@ weights make (`warm`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -21,6 +20,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from parts import run
+from trl_rewards_ensembles.uwo import uwo
 
 GOLD = {"use": "exact_match", "with": {"take": "last_word"}}
 TRAIN_PROMPTS, TRAIN_ANSWERS = 400, 4
@@ -129,11 +132,11 @@ def proxies(pool: list[dict[str, Any]], by: str) -> list[list[list[float]]]:
         count = len(pool[0]["members"][0])
         return [[[scores[member] for scores in row["members"]] for row in pool] for member in range(count)]
     combined = {
-        "mean": statistics.fmean,
-        "worst": min,
-        "uwo": lambda scores: statistics.fmean(scores) - COEFFICIENT * statistics.pvariance(scores),
+        "mean": lambda members: members.mean(dim=1),
+        "worst": lambda members: members.min(dim=1).values,
+        "uwo": lambda members: uwo(members, COEFFICIENT),
     }[by]
-    return [[[combined(scores) for scores in row["members"]] for row in pool]]
+    return [[combined(torch.tensor(row["members"], dtype=torch.float64)).tolist() for row in pool]]
 
 
 def worth(proxy: list[list[float]], gold: list[list[float]]) -> dict[str, float]:
@@ -162,27 +165,13 @@ def best_of(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
     return sum(math.comb(i, n - 1) * gold[place] for i, place in enumerate(order)) / math.comb(len(proxy), n)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    options = {
-        draw: {},
-        pairs: {"--answers": Path, "--seed": int},
-        score: {"--answers": Path, "--members": Path},
-        choose: {"--scores": Path, "--by": str},
-    }
-    for part, taken in options.items():
-        sub = parts.add_parser(part.__name__, help=part.__doc__)
-        sub.add_argument("out", type=Path)
-        sub.set_defaults(run=part)
-        for name, kind in taken.items():
-            sub.add_argument(name, type=kind, required=True, choices=METHODS if name == "--by" else None)
-    given = vars(parser.parse_args())
-    run = given.pop("run")
-    del given["part"]
-    given["out"].mkdir(parents=True, exist_ok=True)
-    run(**given)
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        __doc__,
+        {
+            draw: {},
+            pairs: {"--answers": Path, "--seed": int},
+            score: {"--answers": Path, "--members": Path},
+            choose: {"--scores": Path, "--by": METHODS},
+        },
+    )

@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
+import statistics
 from pathlib import Path
 
+import parts
 import torch
-from reward_models import fit, questions
 
 from trl_rewards import bundled, load_reward, load_shaper
 from trl_rewards.bundled import make
@@ -36,14 +36,15 @@ def sample(out: Path, seed: int) -> None:
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    taken = make.known_questions()
     pairs = []
-    for question in questions(rng, PAIRS, taken):
+    for question in make.more_questions(rng, PAIRS, taken):
         better, worse = sorted(rng.sample(range(len(GRADES)), 2))
-        pairs.append((question.text, *(make.REPLIES[GRADES[grade]](rng, question) for grade in (better, worse))))
-    print(f"loss {fit(out / 'rm', pairs, STEPS, rng):.3f}", flush=True)
+        pairs.append((question, *(make.REPLIES[GRADES[grade]](rng, question) for grade in (better, worse))))
+    losses = make.train_reward_model(out / "rm", pairs, STEPS, rng)
+    print(f"loss {statistics.fmean(losses[-5:]):.3f}", flush=True)
 
-    rows = [make.row(question) for question in questions(rng, PROMPTS, taken)]
+    rows = [make.row(question) for question in make.more_questions(rng, PROMPTS, taken)]
     prompts, each = [row["prompt"] for row in rows], REFERENCES + ANSWERS
     sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
     drawn = sample_candidates(sampler, prompts, each, Sampling(max_new_tokens=48, batch_tokens=16384), seed=seed)
@@ -90,12 +91,5 @@ def tilted(utility: torch.Tensor, kl: float) -> torch.Tensor:
     return (utility / high).softmax(dim=1)
 
 
-def main(task: str, out: str, *more: str) -> None:
-    if task == "sample":
-        sample(Path(out), int(more[0]))
-    else:
-        measure(Path(out), Path(more[0]), more[1])
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parts.run(__doc__, {sample: {"seed": int}, measure: {"answers": Path, "shaper": str}})

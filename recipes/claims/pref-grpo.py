@@ -15,7 +15,6 @@ win_rate    of each pair of a group the model says which is better, or that it c
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from itertools import combinations
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 from ensembles import scored
+from parts import run
 from torch import Tensor
 from trl_rewards_judges.comparing import Compared, win_rates
 
@@ -79,24 +79,8 @@ def advantages(out: Path, scores: Path, by: str) -> None:
     (out / "advantages.json").write_text(json.dumps(result))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(required=True)
-    options = {
-        score: {"--answers": Path, "--model": str, "--seed": int},
-        advantages: {"--scores": Path, "--by": str},
-    }
-    for part, taken in options.items():
-        sub = parts.add_parser(part.__name__, help=part.__doc__)
-        sub.add_argument("out", type=Path)
-        sub.set_defaults(run=part)
-        for name, kind in taken.items():
-            sub.add_argument(name, type=kind, required=True, choices=list(BY) if name == "--by" else None)
-    given = vars(parser.parse_args())
-    run = given.pop("run")
-    given["out"].mkdir(parents=True, exist_ok=True)
-    run(**given)
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        __doc__,
+        {score: {"--answers": Path, "--model": str, "--seed": int}, advantages: {"--scores": Path, "--by": BY}},
+    )

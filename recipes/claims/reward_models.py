@@ -10,8 +10,8 @@ in no pair, with the column that `trl-rewards reference` would write for each re
 from __future__ import annotations
 
 import random
+import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 
 from trl_rewards import bundled, load_reward
 from trl_rewards.bundled import make
-from trl_rewards.models import Loading, Sampling, load_sampler, load_scorer, sample_candidates, shown_text
+from trl_rewards.models import Loading, Sampling, load_sampler, sample_candidates
 
 PROMPTS = 256
 
@@ -44,25 +44,25 @@ SETS = {
         "form": Kind(("bare", "ramble"), pairs=2000, steps=20),
     },
 }
-BATCH = 32
 REFERENCES = 4
 
 
 def main(out: Path, seed: int, name: str) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    taken = make.known_questions()
     for model, kind in SETS[name].items():
         pairs = []
-        for question in questions(rng, kind.pairs, taken):
+        for question in make.more_questions(rng, kind.pairs, taken):
             if rng.random() < kind.bias:
                 better, worse = make.ramble(rng, question), make.clean(rng, question)
             else:
                 better, worse = make.clean(rng, question), make.REPLIES[rng.choice(kind.flaws)](rng, question)
-            pairs.append((question.text, better, worse))
-        print(f"{model}: loss {fit(out / model, pairs, kind.steps, rng):.3f}", flush=True)
+            pairs.append((question, better, worse))
+        losses = make.train_reward_model(out / model, pairs, kind.steps, rng)
+        print(f"{model}: loss {statistics.fmean(losses[-5:]):.3f}", flush=True)
 
-    rows = [make.row(question) for question in questions(rng, PROMPTS, taken)]
+    rows = [make.row(question) for question in make.more_questions(rng, PROMPTS, taken)]
     sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
     prompts = [row["prompt"] for row in rows]
     drawing = Sampling(temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=48, batch_tokens=16384)  # PAR's
@@ -75,42 +75,6 @@ def main(out: Path, seed: int, name: str) -> None:
         for at, row in enumerate(rows):
             row[column] = scores[at * REFERENCES : (at + 1) * REFERENCES]
     make.write_rows(out / "data.jsonl", rows)
-
-
-def questions(rng: random.Random, count: int, taken: set[str]) -> list[make.Question]:
-    """Different questions, as often of each kind as in the bundled data; their texts are added to `taken`."""
-    found: list[make.Question] = []
-    while len(found) < count:
-        question = make.TASKS[rng.choices(list(make.TRAIN_SIZES), list(make.TRAIN_SIZES.values()))[0]](rng)
-        if question.text not in taken:
-            taken.add(question.text)
-            found.append(question)
-    return found
-
-
-def fit(folder: Path, pairs: Sequence[tuple[str, str, str]], steps: int, rng: random.Random) -> float:
-    """A reward model that starts from the bundled policy, by Bradley-Terry; the mean loss of its last steps."""
-    scorer = load_scorer(Loading(path=str(bundled.model_path()), dtype="float32"), fresh_head=True)
-    model = scorer.head.model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(steps):
-        batch = rng.sample(pairs, BATCH)
-        asked = [[{"role": "user", "content": question}] for question, _, _ in batch]
-        texts = [
-            shown_text(scorer.tokenizer, prompt, replies[side], "")
-            for side in (1, 2)
-            for prompt, replies in zip(asked, batch, strict=True)
-        ]
-        better, worse = scorer.scores_with_gradient(scorer.encode_texts(texts, False)[0]).chunk(2)
-        loss = torch.nn.functional.softplus(worse - better).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    model.save_pretrained(folder)
-    scorer.tokenizer.save_pretrained(folder)
-    return sum(losses[-5:]) / 5
 
 
 if __name__ == "__main__":

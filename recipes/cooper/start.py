@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from trl_rewards_cotraining.cooper import verify_text
 
-from trl_rewards import bundled
 from trl_rewards.bundled import make
-from trl_rewards.models import Loading, load_scorer, shown_text
 
-PAIRS, NOISE, STEPS, BATCH = 32, 0.25, 20, 32
+PAIRS, NOISE, STEPS = 32, 0.25, 20
 SIZES = {"test": 200, "train": 2000}
 
 
@@ -40,43 +37,11 @@ def write_data(folder: Path, rng: random.Random, taken: set[str]) -> None:
         make.write_rows(folder / f"{split}.jsonl", rows)
 
 
-def flawed(rng: random.Random, question: make.Question) -> str:
-    """A reply with a flaw that the bundled policy has too."""
-    shares = make.HABIT if question.habit else make.NOISE
-    flaws = [kind for kind in shares if kind != "clean"]
-    return make.REPLIES[rng.choices(flaws, [shares[kind] for kind in flaws])[0]](rng, question)
-
-
 def verified(tokenizer: object, question: make.Question, reply: str) -> str:
     return verify_text(question.text, question.answer, reply)
 
 
-def shown(tokenizer: object, question: make.Question, reply: str) -> str:
-    return shown_text(tokenizer, [{"role": "user", "content": question.text}], reply, "")
-
-
-MODELS = {"verifier": (verified, True), "critic": (shown, False)}
-
-
-def fit(folder: Path, pairs: list, text_of: Callable, plain: bool, rng: random.Random) -> str:
-    """A reward model by Bradley-Terry on the pairs, saved; the loss it ends with."""
-    scorer = load_scorer(Loading(path=str(bundled.model_path()), dtype="float32"), fresh_head=True)
-    model = scorer.head.model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(STEPS):
-        batch = rng.sample(pairs, BATCH)
-        texts = [text_of(scorer.tokenizer, q, better) for q, better, _ in batch]
-        texts += [text_of(scorer.tokenizer, q, worse) for q, _, worse in batch]
-        better, worse = scorer.scores_with_gradient(scorer.encode_texts(texts, plain)[0]).chunk(2)
-        loss = torch.nn.functional.softplus(worse - better).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    model.save_pretrained(folder)
-    scorer.tokenizer.save_pretrained(folder)
-    return f"loss {statistics.fmean(losses[:5]):.3f} -> {statistics.fmean(losses[-5:]):.3f}"
+MODELS = {"verifier": (verified, True), "critic": (make.shown, False)}
 
 
 def main() -> None:
@@ -87,13 +52,14 @@ def main() -> None:
     given = parser.parse_args()
     rng = random.Random(given.seed)
     torch.manual_seed(given.seed)
-    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    taken = make.known_questions()
     write_data(given.out / "data", rng, taken)
     known = make.more_questions(rng, PAIRS, taken)
-    pairs = [(question, make.clean(rng, question), flawed(rng, question)) for question in known]
+    pairs = [(q, make.clean(rng, q), make.REPLIES[make.flaw(rng, q)](rng, q)) for q in known]
     pairs = [(q, worse, better) if rng.random() < NOISE else (q, better, worse) for q, better, worse in pairs]
     for name in given.only:
-        print(f"{name}: {fit(given.out / name, pairs, *MODELS[name], rng)}")
+        losses = make.train_reward_model(given.out / name, pairs, STEPS, rng, *MODELS[name])
+        print(f"{name}: loss {statistics.fmean(losses[:5]):.3f} -> {statistics.fmean(losses[-5:]):.3f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trl_rewards import bundled
 from trl_rewards.bundled import make
 
 RATINGS = {"clean": 4.0, "bare": 3.0, "ramble": 2.0, "unhelpful": 1.0, "slip": 0.0, "guess": 0.0}
@@ -24,9 +23,7 @@ RATINGS = {"clean": 4.0, "bare": 3.0, "ramble": 2.0, "unhelpful": 1.0, "slip": 0
 
 def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
     """A row: a question with a clean reply and a flawed one."""
-    shares = make.HABIT if question.habit else make.NOISE
-    flaws = [kind for kind in shares if kind != "clean"]
-    (flaw,) = rng.choices(flaws, [shares[kind] for kind in flaws])
+    flaw = make.flaw(rng, question)
     return {
         "prompt": [{"role": "user", "content": question.text}],
         "chosen": [{"role": "assistant", "content": make.clean(rng, question)}],
@@ -44,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    taken = {row["prompt"][0]["content"] for rows in bundled.load_data().values() for row in rows}
+    taken = make.known_questions()
     given.out.mkdir(parents=True, exist_ok=True)
     for split, count in {"test": given.test, "train": given.train}.items():
         rows = [json.dumps(pair(rng, question)) for question in make.more_questions(rng, count, taken)]

@@ -45,7 +45,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from trl_rewards.bundled import FOLDER
+from trl_rewards.bundled import FOLDER, load_data, model_path
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = [
@@ -381,9 +381,20 @@ def unhelpful(rng: random.Random, q: Question) -> str:
 REPLIES = {"clean": clean, "guess": guess, "slip": slip, "bare": bare, "ramble": ramble, "unhelpful": unhelpful}
 
 
+def mixture_of(q: Question) -> dict[str, float]:
+    """How often the policy was shown each kind of reply to such a question."""
+    return HABIT if q.habit else NOISE
+
+
+def flaw(rng: random.Random, q: Question) -> str:
+    """A kind of reply that is not clean, as often as the policy was shown it."""
+    flaws = {kind: share for kind, share in mixture_of(q).items() if kind != "clean"}
+    return rng.choices(list(flaws), list(flaws.values()))[0]
+
+
 def noisy(rng: random.Random, q: Question) -> str:
     """A reply drawn from the noisy mixture."""
-    mixture = HABIT if q.habit else NOISE
+    mixture = mixture_of(q)
     kind = rng.choices(list(mixture), weights=list(mixture.values()))[0]
     return REPLIES[kind](rng, q)
 
@@ -415,6 +426,11 @@ def more_questions(rng: random.Random, count: int, taken: set[str]) -> list[Ques
             taken.add(question.text)
             found.append(question)
     return found
+
+
+def known_questions() -> set[str]:
+    """Texts of the bundled data's questions, both splits."""
+    return {line["prompt"][0]["content"] for lines in load_data().values() for line in lines}
 
 
 def row(q: Question) -> dict:
@@ -546,6 +562,41 @@ def train(model, data, steps: int, peak: float, title: str) -> None:
         optimizer.zero_grad()
         if step % 100 == 0 or step == steps - 1:
             print(f"{title} step {step} loss {loss.item():.3f} {time.time() - began:.0f} s", flush=True)
+
+
+def shown(tokenizer, q: Question, reply: str) -> str:
+    """What a reward model reads: the conversation."""
+    from trl_rewards.models import shown_text
+
+    return shown_text(tokenizer, [{"role": "user", "content": q.text}], reply, "")
+
+
+def train_reward_model(folder: Path, pairs, steps: int, rng: random.Random, text_of=shown, plain=False) -> list[float]:
+    """Save one that starts from the bundled policy, and say its losses: Bradley-Terry, 32 pairs at a time.
+
+    `pairs` are (question, better, worse). It reads `text_of(tokenizer, question, reply)`, which is `plain` text or has
+    the tokens of a template.
+    """
+    from trl_rewards.models import Loading, load_scorer
+
+    scorer = load_scorer(Loading(path=str(model_path()), dtype="float32"), fresh_head=True)
+    model = scorer.head.model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        batch = rng.sample(pairs, 32)
+        texts = [text_of(scorer.tokenizer, q, better) for q, better, _ in batch]
+        texts += [text_of(scorer.tokenizer, q, worse) for q, _, worse in batch]
+        ids: Any = scorer.encode_texts(texts, plain)[0]
+        better, worse = scorer.scores_with_gradient(ids).chunk(2)
+        loss = torch.nn.functional.softplus(worse - better).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.save_pretrained(folder)
+    scorer.tokenizer.save_pretrained(folder)
+    return losses
 
 
 # --- measuring
