@@ -612,15 +612,16 @@ def reproduce(
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
     from trl_rewards.commands.claims import claims, load_claim
     from trl_rewards.commands.outcome import effects, keep, kept, place_of, table
-    from trl_rewards.commands.reproduce import reproduce as run
-    from trl_rewards.report.claim import PAGE, PLOT
 
-    loaded = [load_claim(name) for name in (names or claims())]
+    loaded = [load_claim(name) for name in (claims() if every or not names else names)]
     if not names and not every:
         verdicts = {each.name: (kept(each.name) or {"verdict": "not run yet"})["verdict"] for each in loaded}
         rows = [(each.name, each.paper.rpartition("/")[2], verdicts[each.name], each.claim) for each in loaded]
         _table(("claim", "of", "verdict", "what"), rows)
         return
+    from trl_rewards.commands.reproduce import reproduce as run
+    from trl_rewards.report.claim import PAGE, PLOT
+
     for claim in loaded if save else ():
         place_of(claim)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its runs end with it, as with Ctrl-C

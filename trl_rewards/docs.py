@@ -1,7 +1,8 @@
 """The generated pages: `python -m trl_rewards.docs` writes plugins/README.md and recipes/README.md of a checkout.
 
-Their words come from docstrings and recipe headers, their figures from `recipes/results.json`, which the scripts under
-benchmarks/ write. A test keeps files and registry together. Components' own pages are made when the site is built.
+Their words come from docstrings and recipe headers, their figures from `recipes/results.json` and from the results
+beside the claims, which `trl-rewards reproduce --save` writes. A test keeps files and registry together. Components'
+own pages are made when the site is built.
 """
 
 from __future__ import annotations
@@ -165,12 +166,12 @@ def claims_table() -> str:
         paper = f"{name} [{claim.paper.rpartition('/')[2]}]({claim.paper})"
         verdict, measured, minutes = "not run yet", "", ""
         if result is not None:
-            verdict, minutes = result["verdict"], f"{result['cpu_minutes'] / 2:.0f}"
+            verdict, minutes = result["verdict"], f"{result['cpu_minutes']:.0f}"
             measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
         command, full = f"`trl-rewards reproduce {name}`", f"`{claim.full}`" if claim.full else ""
         rows.append([paper, claim.claim, f"**{verdict}**", measured, claim.miniature, minutes, command, full])
         known += [f"- `{name}`: {claim.caveat}\n"] if claim.caveat else []
-    titles = ["paper", "claim", "verdict", "measured", "miniature", "minutes on two cores", "command", "full size"]
+    titles = ["paper", "claim", "verdict", "measured", "miniature", "CPU minutes", "command", "full size"]
     return _CLAIMS_HEAD + _markdown(titles, rows) + _KNOWN_HEAD + "".join(known)
 
 

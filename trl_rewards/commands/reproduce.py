@@ -85,9 +85,9 @@ def reproduce(
     """
     out = Path(out)
     todo = jobs_of(claim, out, seeds)
-    _check_recipes(claim, [jobs[0] for jobs in todo[:-1]] + todo[-1][: len(claim.arms)])
-    _Runs(jobs or _cores(), sum(map(len, todo)), tell).run(todo)
     runs = list(itertools.chain.from_iterable(todo))
+    _check_recipes(claim, [run for run in runs if run.seed == 0])
+    _Runs(jobs or _cores(), len(runs), tell).run(todo)
     result = summary(claim, {(run.name, run.seed): run.folder for run in runs}, seeds)
     seconds = sum(json.loads((run.folder / DONE).read_text())["cpu_seconds"] for run in runs)
     result |= {"cpu_minutes": seconds / 60, "version": __version__}
@@ -144,7 +144,8 @@ class _Runs:
                 process.terminate()
 
     def _one(self, job: Job, threads: int) -> bool:
-        words, mark = _words(job), _made_by(job)
+        words = _words(job)
+        mark = _made_by(job, words)
         if _mark(job.folder) == mark:
             return self._ended(job, "there already")
         if job.folder.is_dir() and any(job.folder.iterdir()) and not (job.folder / LOG).is_file():
@@ -177,9 +178,8 @@ class _Runs:
         return fine
 
 
-def _made_by(job: Job) -> str:
+def _made_by(job: Job, words: Sequence[str]) -> str:
     """The same for runs that are made by the same."""
-    words = _words(job)
     said = {
         "words": words,
         "texts": [file.read_text(encoding="utf-8") for file in _files(job, words)],

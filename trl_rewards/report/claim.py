@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_rewards.commands.outcome import effects, interval, table
 from trl_rewards.report.drawing import theme
-from trl_rewards.report.page import PAGE, document, escape, number
+from trl_rewards.report.page import PAGE, document, escape, number, picture
 from trl_rewards.report.run import METRICS, Curve, finite, read_lines
 
 if TYPE_CHECKING:
@@ -103,7 +102,6 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], arms: Sequen
 
 def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: bytes, dark: bytes) -> str:
     titles, rows = table(claim, result)
-    light_source, dark_source = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark))
     differences = "".join(f"<li>{escape(line)}</li>" for line in effects(result))
     parts = [
         f"<header><p class=kind>Claim in miniature</p><h1>{escape(claim.name)}: {escape(result['verdict'])}</h1>"
@@ -111,8 +109,7 @@ def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: b
         f"<p>{escape(claim.claim)}</p><p>{escape(claim.miniature)} {escape(claim.caveat)}</p>",
         f"<section><h2>Differences</h2><ul class=evidence>{differences}</ul><p class=caption>Means over "
         f"{result['seeds']} seeds, taken seed by seed, with 95 % intervals (Student's t).</p></section>",
-        '<section><h2>Arms</h2><figure class=wide><picture><source media="(prefers-color-scheme: dark)" '
-        f'srcset="{dark_source}"><img alt="Measures of each arm" src="{light_source}"></picture>'
+        f"<section><h2>Arms</h2><figure class=wide>{picture(light, dark, 'Measures of each arm')}"
         "<figcaption>Dots are seeds, bars their mean and its 95 % interval; below, what runs logged over steps, seeds "
         "as thin lines and their mean as a thick one.</figcaption></figure>",
         f"{_table(titles, rows)}</section>",

@@ -286,12 +286,19 @@ def _text(text: str) -> str:
 
 
 def _figure(plot: Plot, light: bytes, dark: bytes) -> str:
+    return (
+        f"<figure{' class=wide' if plot.wide else ''}><h3>{escape(plot.title)}</h3>"
+        f"{picture(light, dark, f'{plot.title} over optimiser steps')}"
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    )
+
+
+def picture(light: bytes, dark: bytes, words: str) -> str:
+    """A PNG in the page itself, for a light and for a dark one."""
     source, image = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (dark, light))
     return (
-        f"<figure{' class=wide' if plot.wide else ''}><h3>{escape(plot.title)}</h3><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{source}">'
-        f'<img alt="{escape(plot.title)} over optimiser steps" src="{image}"></picture>'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{source}">'
+        f'<img alt="{escape(words)}" src="{image}"></picture>'
     )
 
 
