@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from trl_rewards.errors import RecipeError, did_you_mean
-from trl_rewards.recipe import parse_options, recipe_folders
+from trl_rewards.recipe import parse_options
+from trl_rewards.recipe_files import recipe_folders
 
 FOLDER = "claims"
 RESERVED = ("seed", "out", "claims")
