@@ -233,6 +233,8 @@ def spec_of_word(word: str, path: str) -> Spec:
 
 
 def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | None, list[str]]:
+    if {"arms", "expect"} <= raw.keys():
+        return None, [f"a claim and not a recipe; `trl-rewards reproduce {source}` checks and runs it"]
     problems: list[str] = []
     trainer = raw.get("trainer", "grpo")
     if not isinstance(trainer, str) or trainer not in TRAINERS:
