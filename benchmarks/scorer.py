@@ -140,10 +140,10 @@ def grown(function: Callable[[], object]) -> int:
     """Bytes by which this process's resident peak exceeds what it holds before the call. Linux only."""
 
     def field(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before = field("VmRSS")
     function()
     return field("VmHWM") - before

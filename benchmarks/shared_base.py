@@ -96,7 +96,7 @@ def weight_bytes(scorers: list[Scorer]) -> int:
 
 
 def resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
@@ -108,7 +108,7 @@ def memory(way: str, folder: Path, bits: str | None) -> dict[str, int]:
     scorers = scorers_of(way, folder, bits)
     trim()
     loaded = resident("VmRSS") - start
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     for scorer in scorers:
         scorer.score_ids(ROWS[:1])
     return {"weights": weight_bytes(scorers), "loaded": loaded, "peak": resident("VmHWM") - start}

@@ -147,7 +147,7 @@ def write(tmp_path):
     def write_file(name: str, text: str) -> str:
         file = Path(tmp_path, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         return str(file)
 
     return write_file

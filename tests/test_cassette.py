@@ -141,7 +141,7 @@ def test_modes_that_cannot_work_are_refused(tmp_path):
     tape = str(tmp_path / "tape.jsonl")
     with pytest.raises(RewardError, match=r"no cassette .* to replay"):
         load_reward("judge", **JUDGE, endpoint="http://x", cassette=tape, cassette_mode="replay")
-    Path(tape).write_text("not json\n")
+    Path(tape).write_text("not json\n", encoding="utf-8")
     with pytest.raises(RewardError, match="exists, and cassette_mode record starts one"):
         load_reward("judge", **JUDGE, endpoint="http://x", cassette=tape, cassette_mode="record")
     with pytest.raises(RewardError, match="line 1 is no request and reply"):

@@ -278,6 +278,16 @@ def test_score_writes_a_line_per_completion_with_every_source_and_holes_as_null(
     assert "  exact_match: mean 0.5000, std 0.5000, min 0.0000, max 1.0000, 1 without a score\n" in printed
 
 
+def test_score_says_of_which_rows_a_source_was_not_asked(score):
+    recipe = (
+        "rewards:\n  - use: exact_match\n  - use: regex_format\n    with: {pattern: 'a.*'}\n"
+        "    only_if: {source: exact_match, at_least: 0.5}\n"
+    )
+    status, lines, _, err = score(*ROWS[:2], recipe=recipe)
+    assert status == 0, err
+    assert [line["status"] for line in lines[1:]] == [{}, {"regex_format": "not asked"}]
+
+
 def test_score_takes_chat_data(score):
     user, assistant = ({"role": role, "content": "a"} for role in ("user", "assistant"))
     status, lines, _, _ = score(

@@ -122,9 +122,9 @@ def test_a_changed_trl_script_trains(index, metric, policy_path, tmp_path, monke
     before, after = ("".join(line[1:] + "\n" for line in diff.splitlines() if line[0] != gone) for gone in "+-")
     compile(before, "before", "exec")
     rows = [{"prompt": f"the cat ran {n}", "references": ["the cat ran 3 times", "the dog sat"]} for n in range(8)]
-    Path("my_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("my_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (rewards,) = blocks("trl-script.md", "yaml")
-    Path("rewards.yaml").write_text(rewards)
+    Path("rewards.yaml").write_text(rewards, encoding="utf-8")
     for written, stand_in in {  # a tiny policy, one step on a CPU, and no cache outside this folder
         '"Qwen/Qwen2.5-0.5B-Instruct"': repr(policy_path),
         'split="train")': 'split="train", cache_dir="cache")',
@@ -169,7 +169,7 @@ def test_a_guides_command_exists_with_its_options(words):
             found = importlib.util.find_spec(name)
             assert found is not None
             if name.startswith("trl_rewards"):
-                source = Path(found.origin).read_text()
+                source = Path(found.origin).read_text(encoding="utf-8")
                 assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
         case ["python", script] if script != "-m":
             assert (ROOT / script).is_file()

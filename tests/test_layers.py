@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "trl_rewards"
 LAYERS = {  # module or package -> layer; a module imports at its top only what is on its own layer or below
     "errors": 0,
+    "files": 0,
     "filtering": 0,
     "alarms": 0,
     "preclip": 0,

@@ -70,7 +70,11 @@ def weights_of(out: Path, member: int) -> dict[str, torch.Tensor]:
 def test_mistakes_are_said_before_anything_is_loaded(recipe, members, more, problem):
     path = recipe(members, more)
     if "trainer: grpo" in more:
-        Path(path).write_text(Path(path).read_text().replace("trainer: reward\n", "").replace("max_steps: 2\n", ""))
+        text = Path(path).read_text(encoding="utf-8")
+        Path(path).write_text(
+            text.replace("trainer: reward\n", "").replace("max_steps: 2\n", ""),
+            encoding="utf-8",
+        )
     with pytest.raises(RecipeError) as error:
         Recipe.load(path)
     assert problem in str(error.value)

@@ -193,7 +193,7 @@ def test_a_level_that_is_never_reached_counts_as_a_step_more_than_the_last(tmp_p
 
 
 def test_a_claim_that_is_taken_for_a_recipe_says_what_runs_it():
-    with pytest.raises(RecipeError, match="a claim and not a recipe; `trl-rewards reproduce .*par.yaml`"):
+    with pytest.raises(RecipeError, match=r"a claim and not a recipe; `trl-rewards reproduce .*par\.yaml`"):
         Recipe.load(claims()["par"])
 
 
@@ -227,7 +227,7 @@ def test_a_difference_that_lacks_some_seeds_is_no_more_than_the_direction(tmp_pa
 
 
 def _with_end(file, arm, end):
-    arms = yaml.safe_load(Path(file).read_text())["arms"]
+    arms = yaml.safe_load(Path(file).read_text(encoding="utf-8"))["arms"]
     arms[arm]["command"][3] = end
     return arms
 
@@ -246,7 +246,7 @@ def test_a_measure_without_a_number_in_any_seed_is_not_reproduced_and_a_missing_
 
 
 def test_a_wrong_recipe_is_found_before_anything_runs(tmp_path):
-    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text())["arms"]
+    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text(encoding="utf-8"))["arms"]
     arms["new"] = {"recipe": "quickstrat"}
     claim = load_claim(claim_of(tmp_path, arms=arms))
     with pytest.raises(RecipeError, match="new: no such file, nor a bundled recipe, did you mean 'quickstart'"):
@@ -256,7 +256,7 @@ def test_a_wrong_recipe_is_found_before_anything_runs(tmp_path):
 
 def test_a_claims_recipe_is_looked_for_beside_it(tmp_path):
     (tmp_path / "mine_recipe.yaml").write_text("trainer: grpo\n")
-    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text())["arms"]
+    arms = yaml.safe_load(Path(claim_of(tmp_path)).read_text(encoding="utf-8"))["arms"]
     arms["new"] = {"recipe": "./mine_recipe.yaml"}
     claim = load_claim(claim_of(tmp_path, arms=arms))
     assert claim.arms["new"].recipe == str(tmp_path / "mine_recipe.yaml")

@@ -614,6 +614,15 @@ def test_the_cache_keeps_no_opinion_but_not_a_failure(tmp_path):
     assert again.calls == [["fails"]]
 
 
+def test_a_cache_that_is_broken_costs_its_savings_and_not_the_scores(tmp_path, caplog):
+    path = tmp_path / "scores.sqlite"
+    path.write_text("no database, but a text of some length")
+    samples = make_samples(["aa", "b"], tag=["x", "x"])
+    for _ in range(2):
+        assert run_source(source(Counting(), cache=str(path)), samples) == [2.0, 1.0]
+    assert "cannot be used: DatabaseError('file is not a database')" in caplog.text
+
+
 def test_the_cache_takes_more_keys_than_one_statement_may_hold(tmp_path):
     cache = ScoreCache(str(tmp_path / "scores.sqlite"))
     scores = {bytes([row // 256, row % 256]): float(row) for row in range(2000)}

@@ -439,7 +439,7 @@ def rewrite_config(folder: str, **values) -> None:
     from pathlib import Path
 
     file = Path(folder, "adapter_config.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
 def test_an_adapter_of_another_base_is_refused_before_the_base_is_loaded(bases, rewards, tmp_path):
@@ -764,6 +764,28 @@ def test_score_loads_the_base_by_itself(bases, rewards, write, tmp_path):
     texts = [row["prompt"] + text for row in rows for text in row["completion"]]
     apart = load_scorer(loading(bases["llama"], quantized=True, adapter=adapter))
     assert [line["scores"]["late"] for line in lines] == pytest.approx(apart.score_texts(texts, True), abs=1e-4)
+
+
+def test_candidates_of_bon_are_scored_on_the_shared_base(bases, rewards, write, tmp_path):
+    from datasets import Dataset
+
+    from trl_rewards import Pipeline, Recipe
+    from trl_rewards.commands.bon import Drawing, score_candidates
+    from trl_rewards.models.sampling import Sampled
+
+    adapter = rewards["llama", "late"]
+    file = write(
+        "recipe.yaml",
+        f"share_base: true\nuse_peft: true\nmodel_name_or_path: {bases['llama']}\n"
+        f"rewards: [{{use: model, with: {{adapter: {adapter}}}}}]\n",
+    )
+    recipe = Recipe.load(file, check_trl=False)
+    drawn = [[Sampled(text, [], True) for text in (" sat", " ran 3")]]
+    data, options = Dataset.from_list([{"prompt": "the cat"}]), Drawing(prompts="here", n=2)
+    pipeline = Pipeline.from_recipe(recipe)
+    (group,) = score_candidates(data, drawn, pipeline, recipe, options, tmp_path / "scores.jsonl", None)
+    apart = load_scorer(loading(bases["llama"], adapter=adapter)).score_texts(["the cat sat", "the cat ran 3"], True)
+    assert [candidate.total for candidate in group.candidates] == pytest.approx(apart, abs=1e-4)
 
 
 RANKS = """

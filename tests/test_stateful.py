@@ -153,7 +153,7 @@ def ranks_main() -> None:
             every = world.gather_objects(json.dumps(said[size]))
             assert every == every[:1] * size, "ranks disagree"
             torch.distributed.destroy_process_group()
-    Path(folder, f"{rank}.json").write_text(json.dumps(said))
+    Path(folder, f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
 
 
 def same(first, second) -> bool:
@@ -189,7 +189,7 @@ def test_stateful_components_are_the_same_on_1_2_and_3_processes(run_ranks, tmp_
         f"import sys\nsys.path.insert(0, {str(root)!r})\nfrom tests.test_stateful import ranks_main\nranks_main()\n"
     )
     run_ranks(script, 3, str(tmp_path))
-    together, apart = (json.loads(Path(tmp_path, f"{rank}.json").read_text()) for rank in (0, 2))
+    together, apart = (json.loads(Path(tmp_path, f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 2))
     three, two, one = together["3"], together["2"], apart["1"]
     assert set(one) == {f"{kind} {name}" for kind, name in run_here()}
     for name, alone in one.items():

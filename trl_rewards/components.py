@@ -241,6 +241,8 @@ class Status:
 
     OK, ABSTAINED, FAILED, TIMEOUT, SKIPPED = range(5)
     """SKIPPED: the source was not asked, since the row did not pass its `only_if`."""
+    WORDS = ("ok", "abstained", "failed", "timeout", "not asked")
+    """What files say for each."""
 
 
 class RewardBatch(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import importlib.metadata
 import json
 import os
@@ -217,7 +216,7 @@ class Recipe:
         Path(folder).mkdir(parents=True, exist_ok=True)
         whole = {"base_dir": os.path.abspath(self.base_dir)} | self.raw  # its relative paths must still be found
         write_yaml(Path(folder, "recipe.yaml"), f"# from {self.source}\n# {self.signature}\n", whole)
-        Path(folder, "signature.txt").write_text(self.signature + "\n")
+        Path(folder, "signature.txt").write_text(self.signature + "\n", encoding="utf-8")
 
 
 def spec_of_word(word: str, path: str) -> Spec:

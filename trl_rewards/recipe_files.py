@@ -89,10 +89,14 @@ _Loader.add_implicit_resolver(
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
+def load_yaml(text: str) -> Any:
+    """What YAML says, read as recipes are. yaml.YAMLError if it is none."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 def read_yaml(file: str, source: str) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as stream:
-            raw = yaml.load(stream, _Loader)  # a SafeLoader
+        raw = load_yaml(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
@@ -107,7 +111,7 @@ def read_yaml(file: str, source: str) -> dict[str, Any]:
 def write_yaml(file: Path, comment: str, raw: Mapping[str, Any]) -> None:
     """Write what `read_yaml` reads as the same, below lines of comment."""
     text = yaml.dump(dict(raw), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    file.write_text(f"{comment}{text}")
+    file.write_text(f"{comment}{text}", encoding="utf-8")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -142,7 +146,7 @@ def _words_to_pairs(words: Sequence[str], problems: list[str]) -> dict[str, Any]
 def word_value(word: str) -> Any:
     """A word of the command line: a number, true, null, "quoted text", [a, b] or {a: b} as in YAML; else the text."""
     try:
-        value = yaml.load(word, _Loader)
+        value = load_yaml(word)
     except yaml.YAMLError:
         return word
     if isinstance(value, str):

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import math
-import os
 import pickle
 import queue
 import random
@@ -20,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -30,7 +29,7 @@ from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward, T
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
-from trl_rewards.models.kept import open_shared
+from trl_rewards.models.kept import SharedFile
 from trl_rewards.samples import Failed, Samples, Traced
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
@@ -694,27 +693,26 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(pickle.dumps(value), digest_size=16).hexdigest()
 
 
-class ScoreCache:
-    """Scores on disk, in one sqlite file that processes share (not on a network file system), failures left out."""
+class ScoreCache(SharedFile):
+    """Scores by key, failures left out."""
 
     def __init__(self, path: str):
-        self._path = os.path.expanduser(path)
-
-    def _connect(self) -> sqlite3.Connection:
-        return open_shared(self._path, "scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+        super().__init__(path, "scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID", "cache")
 
     def get(self, keys: list[bytes]) -> dict[bytes, Score]:
         """The known ones among `keys`; a kept None is an opinion not had."""
-        found: dict[bytes, Score] = {}
-        with closing(self._connect()) as connection:
+
+        def find(connection: sqlite3.Connection) -> dict[bytes, Score]:
+            found: dict[bytes, Score] = {}
             for start in range(0, len(keys), 500):  # sqlite limits the variables of one statement
                 some = keys[start : start + 500]
                 marks = ",".join("?" * len(some))
                 found |= dict(connection.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", some))
-        return found
+            return found
+
+        return self.use(find, {})
 
     def put(self, scores: dict[bytes, Cell]) -> None:
         """Keep scores; Failed ones are left out, so that they are tried again, and so are values of tokens."""
         rows = [(key, score) for key, score in scores.items() if not isinstance(score, Failed | list)]
-        with closing(self._connect()) as connection, connection:
-            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+        self.use(lambda kept: kept.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows), None)

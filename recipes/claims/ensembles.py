@@ -65,7 +65,7 @@ def scored(rows: list[dict[str, Any]], rewards: list[dict[str, Any]], out: Path)
     data = Dataset.from_list([{name: row[name] for name in ("prompt", "answer", "texts")} for row in rows])
     score_dataset(Recipe.parse({"rewards": rewards}, check_trl=False), data, out, "texts", batch_size=25)
     found: list[list[dict[str, float]]] = [[] for _ in rows]
-    for line in map(json.loads, out.read_text().splitlines()[1:]):
+    for line in map(json.loads, out.read_text(encoding="utf-8").splitlines()[1:]):
         found[line["row"]].append(line["scores"])
     return found
 

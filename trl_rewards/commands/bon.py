@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trl_rewards.commands.score import split_of
-from trl_rewards.components import Context
+from trl_rewards.commands.score import set_up, split_of
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.models.pretrained import Loading, default_device, free_memory, load_tokenizer, with_base
@@ -173,8 +172,7 @@ def score_candidates(
     groups: list[Group] = []
     try:
         if len(keeper.lines) < len(chunks):
-            context = Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, tokenizer=tokenizer)
-            pipeline.setup(context)
+            set_up(pipeline, recipe, tokenizer)
         for number, chunk in enumerate(track(chunks, description="scoring", transient=True)):
             rows = [dataset[row] for row in chunk]
             ended = [each.ended for row in chunk for each in drawn[row]]

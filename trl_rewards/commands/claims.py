@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.recipe import parse_options
-from trl_rewards.recipe_files import recipe_folders
+from trl_rewards.recipe_files import read_yaml, recipe_folders
 
 FOLDER = "claims"
 RESERVED = ("seed", "out", "claims")
@@ -151,10 +149,7 @@ def load_claim(source: str) -> Claim:
     if file is None:
         hint = did_you_mean(source, known)
         raise RecipeError([f"no such file, nor a bundled claim{hint} ({', '.join(known)})"], source=source)
-    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(raw, dict):
-        raise RecipeError(["a claim is a mapping: paper, claim, miniature, arms, measures, expect"], source=source)
-    return _parse(raw, file, source)
+    return _parse(read_yaml(str(file), source), file, source)
 
 
 def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:

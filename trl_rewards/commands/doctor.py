@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from trl_rewards.commands.bon import complete
 from trl_rewards.commands.diagnosis import SEVERITIES, TOTAL, Answers, Finding, agreement, beaten, figures, findings
 from trl_rewards.commands.probes import COPY, answers_in, probes, right_answers
-from trl_rewards.commands.score import policy_loading, set_up, split_of, token_ids
+from trl_rewards.commands.score import policy_loading, policy_tokenizer, set_up, split_of, token_ids
 from trl_rewards.commands.select import recorded
 from trl_rewards.components import RewardBatch
 from trl_rewards.console import PLAIN_WIDTH
@@ -103,7 +103,8 @@ def examine(recipe: Recipe, examination: Examination) -> Diagnosis:
     ]
     size = len(texts[0])
     logged: dict[str, list[float]] = defaultdict(list)
-    tokenizer, device = set_up(pipeline, looked_at, lambda name, value: logged[name].append(value))
+    tokenizer = policy_tokenizer(looked_at)
+    device = set_up(pipeline, looked_at, tokenizer, lambda name, value: logged[name].append(value))
     limits = [(source.max_failures, source.on_missing) for source in pipeline.sources]
     for source in pipeline.sources:  # what would stop a run is to be a finding
         source.max_failures = 1.0

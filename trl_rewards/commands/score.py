@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trl_rewards.components import Context, RewardBatch
+from trl_rewards.components import Context, RewardBatch, Status
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
+from trl_rewards.files import write_whole
 from trl_rewards.pairs import or_none
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe
 from trl_rewards.recipe_files import word_value
 from trl_rewards.samples import Samples, as_completion
-
-_STATUS = ("ok", "abstained", "failed", "timeout")
 
 
 def scoring_recipe(config: str, rewards: Sequence[str], overrides: Sequence[str]) -> Recipe:
@@ -84,7 +83,8 @@ def score_dataset(
         raise RecipeError(problems, recipe.source)
     from rich.progress import track
 
-    tokenizer, device = set_up(pipeline, recipe)
+    tokenizer = policy_tokenizer(recipe)
+    device = set_up(pipeline, recipe, tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = dataset[len(dataset) - 1][completion]
     last = [len(dataset) - 1, len(final) - 1 if is_group(final) else 0]  # the row and completion that end the file
@@ -116,20 +116,29 @@ def score_dataset(
 
 
 def set_up(
-    pipeline: Pipeline, recipe: Recipe, log_metric: Callable[[str, float], None] | None = None
-) -> tuple[Any, Any]:
-    """Load what a recipe's components need to score without training. The policy's tokenizer, or None, and the
-    device."""
+    pipeline: Pipeline, recipe: Recipe, tokenizer: Any, log_metric: Callable[[str, float], None] | None = None
+) -> Any:
+    """Load what a recipe's components need to score without training. The device that they are on.
+
+    `tokenizer`: the one of the completions' token ids, or None.
+    """
     from trl_rewards.models.pretrained import default_device
 
     device = default_device()
     base = _shared_base(recipe, device) if recipe.share_base else None
-    tokenizer = policy_tokenizer(recipe)
-    context = Context(device=device, seed=pipeline.seed, base_dir=recipe.base_dir, shared_base=base)
-    pipeline.setup(replace(context, tokenizer=tokenizer, log_metric=log_metric))
+    pipeline.setup(
+        Context(
+            device=device,
+            seed=pipeline.seed,
+            base_dir=recipe.base_dir,
+            shared_base=base,
+            tokenizer=tokenizer,
+            log_metric=log_metric,
+        )
+    )
     if base is not None:
         base.load()
-    return tokenizer, device
+    return device
 
 
 def _batches(rows: int, done: int, size: int) -> Iterator[tuple[int, int]]:
@@ -180,7 +189,7 @@ def _keep_traces(trace: Path, done: int) -> None:
             if line.endswith("\n") and json.loads(line)["row"] < done:
                 kept.append(line)
     trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.write_text("".join(kept), encoding="utf-8")
+    write_whole(trace, "".join(kept))
 
 
 def is_group(value: Any) -> bool:
@@ -194,7 +203,9 @@ def _lines(pipeline: Pipeline, batch: RewardBatch) -> list[dict[str, Any]]:
         {
             "total": or_none(totals[row]),
             "scores": {name: or_none(value) for name, value in zip(pipeline.names, values[row], strict=True)},
-            "status": {name: _STATUS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code},
+            "status": {
+                name: Status.WORDS[code] for name, code in zip(pipeline.names, status[row], strict=True) if code
+            },
         }
         for row in range(len(totals))
     ]
@@ -238,7 +249,7 @@ def _rows_done(out: Path, header: str, batch_size: int, size: int) -> int:
     # Whole batches only: the last row may lack some of its completions, and a combiner may look at the whole batch.
     done = (scored[-1]["row"] if scored else 0) // batch_size * batch_size
     kept = kept[:1] + [line for line, row in zip(kept[1:], scored, strict=True) if row["row"] < done]
-    out.write_text("".join(kept), encoding="utf-8")
+    write_whole(out, "".join(kept))
     return done
 
 

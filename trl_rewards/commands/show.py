@@ -9,13 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from trl_rewards.components import KINDS, Advantage, Component, OutcomeObjective, Reward, Tool
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, option_types, options_of, type_name
 from trl_rewards.plugins import component_class, docstring, kinds, load_plugins, load_target
-from trl_rewards.recipe_files import bundled_recipes
+from trl_rewards.recipe_files import bundled_recipes, load_yaml
 
 _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
 
@@ -171,7 +169,7 @@ def recipes_of(name: str, kind: str) -> list[str]:
 @cache
 def _used(file: Path) -> dict[str, set[str]]:
     """What a bundled recipe uses, by kind. Kept: each component's page asks every recipe."""
-    raw = yaml.safe_load(file.read_text()) or {}
+    raw = load_yaml(file.read_text(encoding="utf-8")) or {}
     sources = [entry if isinstance(entry, dict) else {"use": entry} for entry in raw.get("rewards") or []]
     shapers = [*(raw.get("shape") or []), *(spec for source in sources for spec in source.get("shape") or [])]
 

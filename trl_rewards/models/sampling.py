@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from trl_rewards.errors import RewardError
+from trl_rewards.files import write_whole
 from trl_rewards.models.pretrained import Loading, keep_4bit_unpacked, load_pretrained, load_tokenizer
 from trl_rewards.pairs import Sampling
 from trl_rewards.samples import Text
@@ -330,7 +331,8 @@ class WorkFile:
             raise RewardError(f"{path} holds {what}; delete it, or give the same arguments again")
         whole = [line for line in lines[1:] if line.endswith("\n")]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(header + "\n" + "".join(whole), encoding="utf-8")
+        if lines[:1] + whole != lines or not lines:
+            write_whole(path, header + "\n" + "".join(whole))
         self.path, self.lines = path, [json.loads(line) for line in whole]
 
     def append(self, value: Any) -> None:

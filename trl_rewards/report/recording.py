@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATUS = {
-    Status.OK: "ok",
-    Status.ABSTAINED: "abstained",
-    Status.FAILED: "failed",
-    Status.TIMEOUT: "timeout",
-    Status.SKIPPED: "not asked",
-}
-
 
 class RunRecorder(TrainerCallback):
     """Keeps every log in `metrics.jsonl` and some rows of the last scored batch in `samples.jsonl`, in `output_dir`.
@@ -132,7 +124,7 @@ def sample_lines(batch: RewardBatch, advantages: Any, step: int, mode: str, rows
             "prompt": prompt,
             "completion": completion,
             "scores": dict(zip(names, values[row], strict=True)),
-            "status": {name: STATUS[code] for name, code in zip(names, status[row], strict=True)},
+            "status": {name: Status.WORDS[code] for name, code in zip(names, status[row], strict=True)},
             "total": totals[row],
             "advantage": learned[row],
             **({"traces": batch.traces[row]} if batch.traces else {}),

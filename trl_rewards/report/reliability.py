@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trl_rewards.calibration import Calibration, read_calibrations
 from trl_rewards.components import resolve_path
-from trl_rewards.recipe_files import source_name
+from trl_rewards.recipe_files import load_yaml, source_name
 
 BEFORE, AFTER = "#e07b28", "#3a86d6"
 CAPTION = (
@@ -53,7 +51,7 @@ def draw_reliability(found: Mapping[str, Calibration], settings: dict[Any, Any])
 
 def used_calibrations(recipe: str | None) -> dict[str, Calibration]:
     """{source: calibration} of what the YAML of a run's recipe names; files that are gone are left out."""
-    raw = yaml.safe_load(recipe) if recipe else None
+    raw = load_yaml(recipe) if recipe else None
     if not isinstance(raw, dict):
         return {}
     found: dict[str, Calibration] = {}

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from trl_rewards.console import source_names
+from trl_rewards.recipe_files import load_yaml
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 ALARM = "alarm"
@@ -126,7 +125,7 @@ def trainer_of(run: Run) -> str | None:
 
 
 def _raw(run: Run) -> dict[str, Any]:
-    raw = yaml.safe_load(run.recipe) if run.recipe else None
+    raw = load_yaml(run.recipe) if run.recipe else None
     return raw if isinstance(raw, dict) else {}
 
 

@@ -559,7 +559,7 @@ def prepare():
     with open("job.json", encoding="utf-8") as file:
         job = json.load(file)
     out = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
     return job, out
 
 

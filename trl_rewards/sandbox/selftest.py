@@ -59,7 +59,7 @@ def leaks(sandbox: Sandbox) -> list[str]:
     """What a program in this sandbox can do and must not, or why none runs there at all. Empty if all is well."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         secret = Path(folder, "secret")
-        secret.write_text(_SECRET)
+        secret.write_text(_SECRET, encoding="utf-8")
         unix = os.path.join(folder, "socket")
         with socket.socket(socket.AF_UNIX) as local:
             local.bind(unix)

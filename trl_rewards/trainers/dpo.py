@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.files import write_whole
 from trl_rewards.models.pretrained import keep_4bit_unpacked
 from trl_rewards.models.sampling import TEMPLATE_COLUMNS, LocalSampler, sample_candidates, template_columns
 from trl_rewards.pairs import Counts, Group, PairOptions, describe, groups_of, make_pairs, pair_rows, refused_arguments
@@ -377,8 +378,7 @@ class DPOTrainer(trl.DPOTrainer):
         """Write a file whole or not at all, by the main process."""
         if self._world.rank == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".tmp").write_text(text, encoding="utf-8", errors="replace")
-            os.replace(file.with_suffix(".tmp"), file)
+            write_whole(file, text, errors="replace")
 
 
 class _Answer(NamedTuple):

@@ -215,7 +215,8 @@ def test_once_registered_the_auto_classes_load_it(tmp_path):
 
 
 def test_attention_is_sdpa_unless_asked_for_whatever_a_config_file_says(polar_path):
-    assert json.loads(Path(polar_path, "config.json").read_text())["attn_implementation"] == "flash_attention_2"
+    config = json.loads(Path(polar_path, "config.json").read_text(encoding="utf-8"))
+    assert config["attn_implementation"] == "flash_attention_2"
     register()
     for loader in (internlm2().reward_model, AutoModelForSequenceClassification):
         assert loader.from_pretrained(polar_path).config._attn_implementation == "sdpa"

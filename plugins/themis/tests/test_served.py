@@ -118,7 +118,7 @@ def test_a_reward_model_may_read_what_the_server_writes(themis_path, tmp_path):
     weights = load_file(f"{themis_path}/model.safetensors")
     weights["score.weight"] = weights.pop("v_head.weight")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        text = Path(themis_path, name).read_text()
+        text = Path(themis_path, name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text.replace("ForCausalLM", "ForSequenceClassification"))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with Checker() as server:
