@@ -1,4 +1,4 @@
-"""Finding components: installed plugins, one-file plugins, dotted paths. The only file that says pluggy.
+"""Finding components: installed plugins, one-file plugins, dotted paths. Hooks are declared in `hookspecs`.
 
 A plugin is a module named in the entry-point group `trl_rewards`. One that cannot be imported, implements a hook that
 does not exist, or raises while registering is listed as broken with its reason; all others go on working.
