@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from trl_rewards import Advantage, Recipe, RecipeError, hookimpl
-from trl_rewards.recipe import ON_MISSING
 from trl_rewards.recipe_files import apply_overrides, bundled_recipes
 from trl_rewards.schedules import Schedule
 from trl_rewards.testing import plugin_manager
@@ -254,12 +253,6 @@ def test_only_if_reaches_the_source_and_the_signature(recipe):
     assert Pipeline.from_recipe(made).sources[1].only_if == Gate("right", 1, otherwise=0.0)
     with pytest.raises(RecipeError, match=r"rewards\.length\.only_if: no source 'wrong'"):
         Pipeline.from_recipe(recipe(text + "only_if: {source: wrong, at_least: 1}}]"))
-
-
-def test_on_missing_is_the_same_list_here_and_where_it_is_run():
-    from trl_rewards import scoring
-
-    assert ON_MISSING == scoring.ON_MISSING
 
 
 # --- TRL's keys ------------------------------------------------------------------------------------------------------

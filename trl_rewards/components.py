@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, dataclass_transform, get_args
 
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
@@ -234,6 +234,11 @@ class Scores(NamedTuple):
     weights: Tensor
     """(K,) float32, schedules applied."""
     group_size: int
+
+
+OnMissing = Literal["renormalize", "group_mean", "drop_row", "drop_group", "fail"]
+"""What becomes of a row of which a source has no score."""
+ON_MISSING: tuple[str, ...] = get_args(OnMissing)
 
 
 class Status:

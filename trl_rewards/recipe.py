@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trl_rewards.alarms import Alarm, parse_alarms
-from trl_rewards.components import Advantage, TokenReward, TokenShaper
+from trl_rewards.components import ON_MISSING, Advantage, TokenReward, TokenShaper
 from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
@@ -41,7 +41,6 @@ from trl_rewards.schedules import Schedule
 from trl_rewards.trl_keys import TRAINERS, check_trl_keys
 
 T = TypeVar("T")
-ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
 BASE_KEYS = ("model_revision", "load_in_4bit", "load_in_8bit", "dtype")
 """TRL's keys that say how the policy's base is loaded."""
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"

@@ -21,11 +21,11 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
-from trl_rewards.components import Reward, Score, Shaper, Status, TokenReward, TrainableReward
+from trl_rewards.components import OnMissing, Reward, Score, Shaper, Status, TokenReward, TrainableReward
 from trl_rewards.errors import RewardError
 from trl_rewards.events import run_async
 from trl_rewards.maths import group_mean
@@ -33,9 +33,6 @@ from trl_rewards.models.kept import SharedFile
 from trl_rewards.samples import Failed, Samples, Traced
 from trl_rewards.schedules import Schedule
 from trl_rewards.workers import WorkerPool
-
-OnMissing = Literal["renormalize", "group_mean", "drop_row", "drop_group", "fail"]
-ON_MISSING: tuple[str, ...] = get_args(OnMissing)
 
 
 @dataclass(frozen=True)

@@ -621,12 +621,6 @@ def sample(model, tokenizer, rows: list[dict], temperature: float, max_new_token
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def exact_rate(model, tokenizer, rows: list[dict], temperature: float) -> float:
-    """Share of rows answered exactly, in [0, 1]."""
-    replies = sample(model, tokenizer, rows, temperature)
-    return sum(said_exactly(text, r["answer"]) for text, r in zip(replies, rows, strict=True)) / len(rows)
-
-
 # --- the whole
 
 
