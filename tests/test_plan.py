@@ -200,7 +200,8 @@ def test_a_judges_server_on_the_card_counts_with_its_share(policy_path, tmp_path
         made = plan(str(file))
         assert made.beside == beside * GIB
         made.parts = [Part("weights", 55 * GIB / 1.1)]  # with 0.8 of CUDA's: more than what 20 leave of 75, not of 76
-        assert made.fits(76) and made.fits(75) is not bool(beside)
+        assert made.fits(76)
+        assert made.fits(75) is not bool(beside)
     made.beside = 20 * GIB
     assert made.brief == "55.8 GiB (generate) + 20.0 for a judge's server, fits 80 GB"
 

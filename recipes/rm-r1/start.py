@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -46,7 +45,8 @@ def pairs(rng: random.Random, count: int, taken: set[str]) -> list[tuple[make.Qu
         if question.text in taken:
             continue
         chosen, rejected = (
-            rng.choice(question.sentences).replace("{}", said) for said in (question.said, rng.choice(question.wrong)[1])
+            rng.choice(question.sentences).replace("{}", said)
+            for said in (question.said, rng.choice(question.wrong)[1])
         )
         found.append((question, {"prompt": question.text, "chosen": chosen, "rejected": rejected}))
     return found
@@ -96,8 +96,8 @@ def measure(judge: Path, file: Path) -> None:
         columns={"rejected": [pair["rejected"] for pair in given]},
     )
     scores = reward.score(samples)
-    there = [score for score in scores if isinstance(score, float)]
-    print(f"{judge}: right of {len(given)} pairs {fmean(there):.2f}, {len(given) - len(there)} without a verdict")
+    there = [score for score in scores if isinstance(score, float)]  # Failed: no verdict in either order
+    print(f"{judge}: the right answer is preferred in {sum(there) / len(given):.2f} of {len(given)} pairs")
 
 
 def main() -> None:

@@ -574,7 +574,9 @@ def fine_tune(folder: Path, sequences: list[tuple[str, str]], rng: random.Random
     `words` become tokens of their own."""
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     model = AutoModelForCausalLM.from_pretrained(model_path())
-    if tokenizer.add_tokens([AddedToken(word, single_word=True, special=False, normalized=False) for word in words]):
+    if tokenizer.add_tokens(
+        [AddedToken(word, single_word=word.isalpha(), special=False, normalized=False) for word in words]
+    ):
         model.resize_token_embeddings(len(tokenizer))
     groups = alike(rng, tokenizer, [(prompt, reply + tokenizer.eos_token) for prompt, reply in sequences], 32)
     train(model, (pad(group, tokenizer.pad_token_id) for group in groups), len(groups), peak, folder.name)
