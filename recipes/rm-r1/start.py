@@ -34,7 +34,7 @@ MARKERS = [
     *("<solution>", "</solution>", "<eval>", "</eval>", "[[A]]", "[[B]]"),
 ]
 """Tokens of their own; else the bundled tokenizer would need twenty for each."""
-EXAMPLES, CAREFUL, HELD_OUT, TRAIN = 6000, 0.4, 200, 2000
+EXAMPLES, CAREFUL, HELD_OUT, TRAIN = 4000, 0.5, 200, 2000
 
 
 def pairs(rng: random.Random, count: int, taken: set[str]) -> list[tuple[make.Question, dict[str, Any]]]:
@@ -83,7 +83,7 @@ def write(out: Path, seed: int) -> None:
         )
         for (question, pair), row in zip(shown, rows, strict=True)
     ]
-    make.fine_tune(out / "judge", examples, rng, words=MARKERS)
+    make.fine_tune(out / "judge", examples, rng, peak=3e-3, words=MARKERS)
 
 
 def measure(judge: Path, file: Path) -> None:

@@ -524,19 +524,14 @@ def batches(rng, tokenizer, reply, steps: int, batch_size: int, taken: set[str])
                 continue
             system = SYSTEM if rng.random() < 0.1 else None
             sequences.append((prompt_text(tokenizer, q.text, system), reply(rng, q) + tokenizer.eos_token))
-        for group in alike(rng, tokenizer, sequences, batch_size)[: steps - made]:
+        prompts = tokenizer([p for p, _ in sequences], add_special_tokens=False)["input_ids"]
+        replies = tokenizer([r for _, r in sequences], add_special_tokens=False)["input_ids"]
+        pairs = sorted(zip(prompts, replies, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        groups = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+        rng.shuffle(groups)
+        for group in groups[: steps - made]:
             yield pad(group, tokenizer.pad_token_id)
             made += 1
-
-
-def alike(rng: random.Random, tokenizer, sequences: list[tuple[str, str]], size: int) -> list[list]:
-    """(prompt, reply) as token ids, in shuffled groups of about equal length."""
-    prompts = tokenizer([p for p, _ in sequences], add_special_tokens=False)["input_ids"]
-    replies = tokenizer([r for _, r in sequences], add_special_tokens=False)["input_ids"]
-    pairs = sorted(zip(prompts, replies, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
-    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    rng.shuffle(groups)
-    return groups
 
 
 def pad(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -574,11 +569,15 @@ def fine_tune(folder: Path, sequences: list[tuple[str, str]], rng: random.Random
     `words` become tokens of their own."""
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     model = AutoModelForCausalLM.from_pretrained(model_path())
-    if tokenizer.add_tokens(
-        [AddedToken(word, single_word=word.isalpha(), special=False, normalized=False) for word in words]
-    ):
+    added = [AddedToken(word, single_word=word.isalpha(), special=False, normalized=False) for word in words]
+    if tokenizer.add_tokens(added):
         model.resize_token_embeddings(len(tokenizer))
-    groups = alike(rng, tokenizer, [(prompt, reply + tokenizer.eos_token) for prompt, reply in sequences], 32)
+    # Only prompts are of about equal length in a batch: with replies sorted too, each would teach one kind of them.
+    prompts = tokenizer([prompt for prompt, _ in sequences], add_special_tokens=False)["input_ids"]
+    replies = tokenizer([reply + tokenizer.eos_token for _, reply in sequences], add_special_tokens=False)["input_ids"]
+    pairs = sorted(zip(prompts, replies, strict=True), key=lambda pair: len(pair[0]))
+    groups = [pairs[i : i + 32] for i in range(0, len(pairs), 32)]
+    rng.shuffle(groups)
     train(model, (pad(group, tokenizer.pad_token_id) for group in groups), len(groups), peak, folder.name)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
