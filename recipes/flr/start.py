@@ -31,7 +31,7 @@ COMPLAINTS = {
     "ramble": "instruction_following",
     "unhelpful": "instruction_following",
 }
-EXAMPLES, HELD_OUT = 8000, 400
+EXAMPLES = 8000
 
 
 def example(rng: random.Random, tokenizer: Any, question: make.Question) -> tuple[str, str]:
