@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from trl_rewards.commands.plan import GIB, PHASES
+from trl_rewards.commands.plan import GIB, PHASES, named_card
 from trl_rewards.docs import components_page, gpu_plans, header, recipes_page
 from trl_rewards.recipe_files import bundled_recipes
 
@@ -34,8 +34,16 @@ def test_every_recipe_says_what_it_is():
 def test_gpu_recipes_fit_the_card_that_they_name():
     too_large = {}
     for name, made in gpu_plans().items():
-        named = re.search(r"GPUs? of (\d+) GB", bundled_recipes()[name].read_text(encoding="utf-8"))
-        assert named, f"{name} names no card"
-        if not made.fits(float(named[1])):
-            too_large[name] = {phase: made.at(phase) / GIB for phase in PHASES}
+        card = named_card(bundled_recipes()[name].read_text(encoding="utf-8"))
+        assert card, f"{name} names no card"
+        if not made.fits(card):
+            too_large[name] = {phase: made.at(phase) / GIB for phase in PHASES} | {"beside": made.beside / GIB}
     assert not too_large
+
+
+def test_a_judges_server_has_a_share_of_the_card_or_another_one():
+    for name, file in bundled_recipes().items():
+        text = file.read_text(encoding="utf-8")
+        for line in re.findall(r"^# +vllm serve .*", text, re.MULTILINE):
+            shares, elsewhere = "--gpu-memory-utilization" in line, "another card" in line
+            assert shares != elsewhere, f"{name}: {line}"

@@ -189,6 +189,23 @@ def test_vllm_that_sleeps_takes_its_share_while_it_generates(policy_path, tmp_pa
         assert made.fits(24) is learning
 
 
+def test_a_judges_server_on_the_card_counts_with_its_share(policy_path, tmp_path):
+    recipe = (
+        f"model_name_or_path: {policy_path}\ntrainer: grpo\ndataset_name: bundled:tiny\noutput_dir: {tmp_path}/run\n"
+        "rewards: [exact_match]\nadvantage: group_norm\nuse_cpu: true\n"
+    )
+    file = tmp_path / "recipe.yaml"
+    for share, beside in [("--gpu-memory-utilization 0.25", 20), ("# on another card", 0)]:
+        file.write_text(f"# Title\n#   vllm serve a/judge --port 8000 {share}\n# One GPU of 80 GB.\n{recipe}")
+        made = plan(str(file))
+        assert made.beside == beside * GIB
+        made.parts = [Part("weights", 55 * GIB / 1.1)]  # with 0.8 of CUDA's: more than what 20 leave of 75, not of 76
+        assert made.fits(76)
+        assert made.fits(75) is not bool(beside)
+    made.beside = 20 * GIB
+    assert made.brief == "55.8 GiB (generate) + 20.0 for a judge's server, fits 80 GB"
+
+
 def test_mixed_precision_has_logits_in_fp32_and_copies_of_the_weights(policy_path, tmp_path):
     settings = {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 16}
     shape = shape_of(policy_path)

@@ -564,6 +564,25 @@ def train(model, data, steps: int, peak: float, title: str) -> None:
             print(f"{title} step {step} loss {loss.item():.3f} {time.time() - began:.0f} s", flush=True)
 
 
+def fine_tune(folder: Path, sequences: list[tuple[str, str]], rng: random.Random, peak=1e-3, words=()) -> None:
+    """Save the bundled policy, taught each (prompt, reply) once, 32 at a time. Prompts are as the model reads them;
+    `words` become tokens of their own."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    added = [AddedToken(word, single_word=word.isalpha(), special=False, normalized=False) for word in words]
+    if tokenizer.add_tokens(added):
+        model.resize_token_embeddings(len(tokenizer))
+    # Only prompts are of about equal length in a batch: with replies sorted too, each would teach one kind of them.
+    prompts = tokenizer([prompt for prompt, _ in sequences], add_special_tokens=False)["input_ids"]
+    replies = tokenizer([reply + tokenizer.eos_token for _, reply in sequences], add_special_tokens=False)["input_ids"]
+    pairs = sorted(zip(prompts, replies, strict=True), key=lambda pair: len(pair[0]))
+    groups = [pairs[i : i + 32] for i in range(0, len(pairs), 32)]
+    rng.shuffle(groups)
+    train(model, (pad(group, tokenizer.pad_token_id) for group in groups), len(groups), peak, folder.name)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
 def shown(tokenizer, q: Question, reply: str) -> str:
     """What a reward model reads: the conversation."""
     from trl_rewards.models import shown_text

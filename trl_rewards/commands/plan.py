@@ -6,8 +6,11 @@ counted, and the height of each phase of a step is the sum of what is there then
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -20,6 +23,7 @@ from trl_rewards.models.options import Held, InProcess
 from trl_rewards.models.pretrained import Quantization, quantization_of
 from trl_rewards.models.scorer import BUDGET
 from trl_rewards.recipe import Recipe
+from trl_rewards.recipe_files import find_recipe
 from trl_rewards.train import peft_config
 from trl_rewards.trl_keys import parse_trl
 
@@ -53,6 +57,8 @@ class Plan:
     """Of the card's memory, which vLLM takes for itself beside the trainer."""
     vllm_phases: tuple[str, ...] = PHASES
     """When it does: with sleep mode, only while it generates."""
+    beside: float = 0.0
+    """What a judge's server holds on the same card."""
 
     def add(self, what: str, size: float, phases: Sequence[str] = PHASES) -> None:
         if size:
@@ -63,9 +69,10 @@ class Plan:
         return CONTEXT + SPARE * sum(part.size for part in self.parts if phase in part.phases)
 
     def fits(self, card: float) -> bool:
-        """Whether the height of every phase is within a card of so many GiB, less what vLLM keeps of it then."""
+        """Whether the height of every phase is within a card of so many GiB, less what servers keep of it then."""
         return all(
-            self.at(phase) <= card * GIB * (1 - self.vllm_share * (phase in self.vllm_phases)) for phase in PHASES
+            self.at(phase) + self.beside <= card * GIB * (1 - self.vllm_share * (phase in self.vllm_phases))
+            for phase in PHASES
         )
 
     @property
@@ -77,8 +84,9 @@ class Plan:
     def brief(self) -> str:
         """In a few words: GiB at the height of its largest phase, and the card that it fits."""
         phase = max(PHASES, key=self.at)
+        beside = f" + {self.beside / GIB:.1f} for a judge's server" if self.beside else ""
         card = f"fits {self.card} GB" if self.card else "fits no usual card"
-        return f"{self.at(phase) / GIB:.1f} GiB ({phase}), {card}"
+        return f"{self.at(phase) / GIB:.1f} GiB ({phase}){beside}, {card}"
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table: part, then GiB in each phase."""
@@ -94,6 +102,7 @@ class Plan:
             "recipe": self.recipe,
             "parts": [{"what": part.what, "bytes": round(part.size), "phases": part.phases} for part in self.parts],
             "bytes": {phase: round(self.at(phase)) for phase in PHASES},
+            "beside": round(self.beside),
             "card_gib": self.card,
             "notes": self.notes,
         }
@@ -145,7 +154,9 @@ def plan(config: str, overrides: Sequence[str] = (), prompt_tokens: int = 512) -
     """
     recipe = Recipe.load(config, overrides)
     run = _run(recipe, prompt_tokens)
-    made = Plan(config)
+    made = Plan(config, beside=GIB * served_beside(Path(find_recipe(config)).read_text(encoding="utf-8")))
+    if made.beside:
+        made.notes.append(f"a judge's server takes {made.beside / GIB:.1f} GiB of the card that the header names")
     _policy(made, run)
     _generation(made, run, recipe)
     _rewards(made, run, recipe)
@@ -153,6 +164,20 @@ def plan(config: str, overrides: Sequence[str] = (), prompt_tokens: int = 512) -
     if recipe.objective is not None and recipe.trainer == "reward":
         made.notes.append(f"what objective {recipe.objective.use!r} makes beside scores is not counted")
     return made
+
+
+def served_beside(text: str) -> float:
+    """GiB that servers hold on a recipe's own card, by the header of its file: the `--gpu-memory-utilization` of each
+    `vllm serve` there, of the card that it names ("One GPU of 80 GB"). Without a share a server is on another card."""
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    shares = re.findall(r"^# +vllm serve .*--gpu-memory-utilization[ =]([0-9.]+)", header, re.MULTILINE)
+    return sum(map(float, shares)) * (named_card(text) or 0)
+
+
+def named_card(text: str) -> float | None:
+    """GB of the card that a recipe's header says it is for."""
+    named = re.search(r"^#.*GPUs? of (\d+) GB", text, re.MULTILINE)
+    return float(named[1]) if named else None
 
 
 def _run(recipe: Recipe, prompt: int) -> _Run:
