@@ -7,7 +7,8 @@ Solutions are replies to sums of several steps as in the bundled data, none of w
 that the bundled policy was taught. Their steps are labelled by rule up to the first wrong one. Some are read as one
 step, as ReasonFlux has it, which is right if the answer is. The model is the bundled policy with two layers on top and
 a head of the shape of Qwen2.5-Math-PRM's, which learn by cross-entropy to read the formats of both.
-`solutions.jsonl` is in ProcessBench's form.
+`solutions.jsonl` is in ProcessBench's form. In so short a time it learns to find guesses, sums left out and missing
+results, but no wrong sum.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ READ = LAYOUTS["qwen"]._replace(system=SYSTEM), LAYOUTS["reasonflux"]
 KINDS = {"clean": 0.4, "slip": 0.35, "guess": 0.1, "bare": 0.05, "ramble": 0.05, "unhelpful": 0.05}
 """How often a solution is of each kind."""
 FURTHER = 2
-"""Layers on top of the policy's, which compare what it would have said with what is there."""
+"""Layers on top of the policy's, which stay as they are."""
 BATCH, HELD_OUT = 32, 300
 WHOLE = 0.25
 """Share of solutions that are a single step."""
@@ -122,7 +123,7 @@ def train(folder: Path, rng: random.Random, found: Iterator[Solution], steps: in
     model.resize_token_embeddings(len(tokenizer))
     size = config.hidden_size
     model.score = torch.nn.Sequential(torch.nn.Linear(size, size), torch.nn.ReLU(), torch.nn.Linear(size, 2))
-    model.model.requires_grad_(False)  # what the policy knows of sums stays
+    model.model.requires_grad_(False)
     model.model.layers[-FURTHER:].requires_grad_(True)
     make.train(model, batches(rng, tokenizer, found, steps), steps, 2e-3, "steps")
     model.save_pretrained(folder)
