@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,31 @@ def test_the_prompt_may_be_the_beginning_of_the_code():
     )
     assert reward.score(samples) == [1.0, 0.0]
     reward.close()
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """The script that makes what recipes/code-tests/cpu.yaml starts from."""
+    file = Path(__file__).parents[1] / "recipes" / "code-tests" / "start.py"
+    spec = importlib.util.spec_from_file_location("start", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_program_goes_from_left_to_right(programs):
+    assert programs.expression([("+", 5), ("*", 2), ("-", 3)]) == "(x + 5) * 2 - 3"
+    assert programs.expression([("+", 5), ("*", 2), ("-", 3)], parentheses=False) == "x + 5 * 2 - 3"
+    assert programs.expression([("*", 2), ("*", 2)]) == "x * 2 * 2"
+
+
+def test_programs_without_a_fault_pass_their_tests_in_the_sandbox(programs, monkeypatch):
+    rng = random.Random(0)
+    asked = [programs.operations(rng) for _ in range(4)] + [[("+", 3), ("*", 2)]]
+    tests = [programs.tests(rng, todo) for todo in asked]
+    for fault, wanted in ({"none": 1.0}, [1.0] * 5), ({"number": 1.0}, [0.0] * 5), ({"syntax": 1.0}, [0.0] * 5):
+        monkeypatch.setattr(programs, "FAULTS", fault)
+        assert score([programs.program(rng, todo) for todo in asked], tests=tests) == wanted
 
 
 def wrapped_returns(code: str) -> str:

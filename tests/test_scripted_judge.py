@@ -70,6 +70,25 @@ def test_rewardanythings_message_gets_rewardanythings_reply():
     assert answer["usage"]["completion_tokens"] == len(content.split())
 
 
+@pytest.mark.parametrize(
+    ("completion", "wanted"),
+    [
+        ("3 + 4 = 7\n7 * 2 = 14\nThe answer is 14.", [1, 1, 1]),
+        ("3 + 4 = 8\n8 * 2 = 16\nThe answer is 16.", [0, None, None]),
+        ("3 + 4 = 7\n7 - 9 = -2, 7 * 2 = 15\nThe answer is 15.", [1, 0, None]),
+        ("3 + 4 = 7\nThe answer is 14.", [1, 0]),
+        ("easy\nThe answer is 14.", [1, 0]),
+        ("I do not know.", [1]),
+    ],
+)
+def test_the_first_wrong_step_has_a_wrong_sum_or_a_number_from_nowhere(completion, wanted):
+    reward = load_reward("first_error", model="scripted", endpoint="bundled:judge", steps="line")
+    reward.setup(Context())
+    samples = make_samples([completion])
+    assert reward.score_steps(samples, reward.steps_of(samples)) == [wanted]
+    reward.close()
+
+
 def post(url, body):
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:

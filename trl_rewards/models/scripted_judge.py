@@ -3,7 +3,7 @@
 It is not a model and understands nothing. It looks for some words in the criteria it is sent (short, long, polite,
 digits, list, exclamation, capitals, question, reference), measures each completion by what they name, and answers in
 the form of the question: of this project's judges (also of single steps, and of pairs in one letter, with
-log-probabilities), or of RewardAnything.
+log-probabilities), or of RewardAnything. Asked for the first wrong step of a solution, it checks its sums.
 
     python -m trl_rewards.models.scripted_judge --port 8765
     python -m trl_rewards.models.scripted_judge --port 8765 --garbage 0.2 --errors 0.1   # a bad day
@@ -16,12 +16,13 @@ import functools
 import hashlib
 import json
 import math
+import operator
 import random
 import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -39,8 +40,10 @@ RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share o
 }
 _NEGATED = re.compile(r"\b(?:no|not|avoid|without|never|fewer|less|few)\b[^.,;]{0,25}$", re.IGNORECASE)
 _FENCED = re.compile(r"^<([\w-]+)-([0-9a-f]{16})>\n(.*)\n</\1-\2>$", re.MULTILINE)
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 STEP_POINTS = 6
 """The highest score of a step."""
+_SUM = re.compile(r"(?<![\w.])(\d+) ([-+*]) (\d+) = (-?\d+)\b")
 _SCALE = re.compile(r"\bScale: (-?\d+(?:\.\d+)?) to (-?\d+(?:\.\d+)?)")
 
 
@@ -50,7 +53,8 @@ class Question(NamedTuple):
     criteria: str
     reference: str
     candidates: dict[str, str]
-    """Completions by name; a single one is called "completion", a pair "A" and "B"."""
+    """Completions by name; a single one is called "completion", a pair "A" and "B", and a solution's steps "step-0"
+    and on."""
     scale: tuple[float, float]
 
 
@@ -105,6 +109,20 @@ def verdict(question: Question) -> dict[str, Any]:
     return {"scores": scores, "best-to-worst": sorted(values, key=lambda name: -values[name])}
 
 
+def first_wrong(steps: Iterable[str]) -> int:
+    """Number of the first step, from 0, with a wrong sum such as "3 + 4 = 8" or, where it has no sum, with a number
+    that was the result of none before; -1 without one."""
+    results: set[int] = set()
+    for number, step in enumerate(steps):
+        sums = _SUM.findall(step)
+        if any(_OPERATORS[sign](int(left), int(right)) != int(result) for left, sign, right, result in sums):
+            return number
+        if not sums and not {int(stated) for stated in re.findall(r"-?\d+", step)} <= results:
+            return number
+        results |= {int(result) for *_, result in sums}
+    return -1
+
+
 def letters(question: Question) -> dict[str, float]:
     """Log-probabilities of a reply in one letter about a pair: P(A) = 1 / (1 + exp(8 (worth of B - worth of A)))."""
     first, second = (worth(question.candidates[name], question.criteria, question.reference) for name in "AB")
@@ -113,10 +131,13 @@ def letters(question: Question) -> dict[str, float]:
 
 
 def said(question: Question) -> str:
-    """The judge's reply: a verdict as JSON, or points where it is asked about a step of a trajectory."""
+    """The judge's reply: a verdict as JSON, points where it is asked about a step of a trajectory, or the number of
+    the first wrong step."""
     if set(question.candidates) == {"step"}:
         points = round(STEP_POINTS * worth(question.candidates["step"], question.criteria))
         return f"By the rules: <final_score>{points},{STEP_POINTS}</final_score>"
+    if "step-0" in question.candidates:
+        return json.dumps({"reason": "by its sums", "first_wrong": first_wrong(question.candidates.values())})
     return json.dumps(verdict(question), ensure_ascii=False)
 
 
