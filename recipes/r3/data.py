@@ -7,7 +7,7 @@ python recipes/r3/data.py --bundled  # the bundled questions, by kind: writes ru
 import sys
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 
 from trl_rewards.bundled import load_data
 
@@ -37,9 +37,13 @@ def question_of(row):
 
 
 def bundled():
+    """Of the test split all; of the train split as many closed questions as open ones."""
     Path("runs/r3/tiny").mkdir(parents=True, exist_ok=True)
     for split, data in load_data().items():
         data = data.map(question_of).select_columns(["prompt", "reference", "query_type", "answer"])
+        if split == "train":
+            kinds = [data.filter(lambda row, kind=kind: row["query_type"] == kind) for kind in ("open", "closed")]
+            data = concatenate_datasets([kind.select(range(min(map(len, kinds)))) for kind in kinds]).shuffle(seed=0)
         data.to_json(f"runs/r3/tiny/{split}.jsonl")
 
 

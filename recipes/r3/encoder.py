@@ -1,12 +1,12 @@
 """A small sentence encoder for recipes on a CPU: it stands for `facebook/contriever`, without a download.
 
-    python recipes/r3/encoder.py        # writes runs/encoder, two minutes
+    python recipes/r3/encoder.py        # writes runs/encoder, 70 CPU seconds
 
-The bundled policy, mean-pooled, becomes the encoder, by contrastive pairs (InfoNCE, https://huggingface.co/papers/
-1807.03748) as Contriever has them; here they are by rule. Near one another come a question and a reply to it, a
-reference sentence and a reply that says the same, and a question with each of two right replies; far from them are
-those of other questions and, of the last two kinds, a reply with another answer. Questions are like those of the
-bundled data, none of which is among them.
+The bundled policy, mean-pooled, becomes the encoder, by the contrastive loss that Contriever was trained with
+(https://huggingface.co/papers/2112.09118); pairs are by rule. Near one another come a question and a reply to it, a
+reference sentence and a reply that says the same, and a question with one right reply and with another. Far from them
+are those of other questions, and a reply that says something else or nothing. Questions are like those of the bundled
+data, none of which is among them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,7 +48,8 @@ def triple(rng: random.Random, question: make.Question) -> tuple[str, str, str]:
     return asked + right(rng, question), asked + right(rng, question), asked + wrong(rng, question)
 
 
-def train(steps: int, rng: random.Random, save: Callable) -> list[float]:
+def train(folder: Path, steps: int, rng: random.Random) -> list[float]:
+    """Save an encoder, and say its losses."""
     tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="right")
     model = AutoModel.from_pretrained(model_path(), dtype=torch.float32)
 
@@ -81,7 +81,8 @@ def train(steps: int, rng: random.Random, save: Callable) -> list[float]:
         optimizer.zero_grad()
         schedule.step()
         losses.append(loss.item())
-    save(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return losses
 
 
@@ -92,12 +93,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.manual_seed(given.seed)
-
-    def save(model, tokenizer) -> None:
-        model.save_pretrained(given.out)
-        tokenizer.save_pretrained(given.out)
-
-    losses = train(given.steps, random.Random(given.seed), save)
+    losses = train(given.out, given.steps, random.Random(given.seed))
     print(f"loss {statistics.fmean(losses[:5]):.2f} -> {statistics.fmean(losses[-5:]):.2f} -> {given.out}")
 
 

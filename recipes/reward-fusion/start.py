@@ -50,14 +50,15 @@ def main() -> None:
     for split, some in questions.items():
         make.write_rows(given.out / "data" / f"{split}.jsonl", [make.row(question) for question in some])
     pairs = [pair(rng, question) for question in questions["train"] for _ in range(PAIRS)]
-    known = [
-        {"prompt": [{"role": "user", "content": question.text}], "completion": [{"role": "assistant", "content": reply}]}
-        for question, *replies in pairs
-        for reply in replies
+    known = [(question.text, reply) for question, *replies in pairs for reply in replies]
+    rows = [
+        {"prompt": [{"role": "user", "content": text}], "completion": [{"role": "assistant", "content": reply}]}
+        for text, reply in known
     ]
-    make.write_rows(given.out / "pairs.jsonl", known)
+    make.write_rows(given.out / "pairs.jsonl", rows)
     losses = make.train_reward_model(given.out / "model", pairs, STEPS, rng)
-    print(f"loss {statistics.fmean(losses[:5]):.2f} -> {statistics.fmean(losses[-5:]):.2f}, {len(known)} known answers")
+    first, last = statistics.fmean(losses[:5]), statistics.fmean(losses[-5:])
+    print(f"loss {first:.2f} -> {last:.2f}, {len(known)} known answers")
 
 
 if __name__ == "__main__":
