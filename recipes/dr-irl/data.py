@@ -33,8 +33,7 @@ def bundled():
 
 def hardness(similar, out):
     data = load_dataset("json", data_files=similar, split="train")
-    data = data.map(lambda row: {"hardness": 1 - row["clause_similarity_score"]})
-    data.remove_columns("clause_similarity_score").to_json(out)
+    data.map(lambda row: {"hardness": 1 - row["clause_similarity_score"]}).to_json(out)
 
 
 if sys.argv[1:] == ["--bundled"]:
