@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trl_rewards.commands.plan import GIB, PHASES
 from trl_rewards.docs import components_page, gpu_plans, header, recipes_page
-from trl_rewards.recipe import bundled_recipes
+from trl_rewards.recipe_files import bundled_recipes
 
 ROOT = Path(__file__).parent.parent
 HINT = "out of date: run `python -m trl_rewards.docs`"

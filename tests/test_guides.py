@@ -21,8 +21,9 @@ import typer
 from trl_rewards import Pipeline, Recipe, RecipeError, load_advantage, load_plugins
 from trl_rewards.cli import app
 from trl_rewards.loading import as_reward
-from trl_rewards.recipe import _OLD_PPO_KEYS, TRAINERS, bundled_recipes
+from trl_rewards.recipe_files import bundled_recipes
 from trl_rewards.scoring import Source
+from trl_rewards.trl_keys import OLD_PPO_KEYS, TRAINERS
 
 ROOT = Path(__file__).parent.parent
 GUIDES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
@@ -207,7 +208,7 @@ def test_the_ppo_guide_names_arguments_that_exist_and_none_that_went():
     assert set(re.findall(r"`(\w+)`", same)) <= known
     own = {option.name for option in fields(PPOConfig)} - {f.name for f in fields(PPOConfig.__mro__[1])}
     assert own <= set(re.findall(r"`(\w+)[:`]", GUIDES["ppo.md"]))
-    assert not set(_OLD_PPO_KEYS) & known
+    assert not set(OLD_PPO_KEYS) & known
 
 
 def test_every_file_and_trainer_that_the_guides_name_is_there():
@@ -218,7 +219,7 @@ def test_every_file_and_trainer_that_the_guides_name_is_there():
     assert all(f"`{name}`" in table for name in TRAINERS)
 
 
-@pytest.mark.parametrize("key", sorted(_OLD_PPO_KEYS))
+@pytest.mark.parametrize("key", sorted(OLD_PPO_KEYS))
 def test_a_key_of_trls_own_ppo_is_refused_with_what_became_of_it(key, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(f"trainer: ppo\nrewards: [length]\noutput_dir: out\n{key}: 1\n")

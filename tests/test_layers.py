@@ -32,6 +32,8 @@ LAYERS = {  # module or package -> layer; a module imports at its top only what 
     "plugins": 2,
     "loading": 3,
     "steps": 2,
+    "recipe_files": 1,
+    "trl_keys": 3,
     "recipe": 3,
     "testing": 3,
     "bundled": 3,

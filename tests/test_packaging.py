@@ -184,7 +184,7 @@ def test_the_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
     install(binaries, wheel, cwd=tmp_path)
     # Without the parent's editable install, whose finder points at the checkout.
     where = (
-        "import trl_rewards, trl_rewards_shaping; from trl_rewards.recipe import bundled_recipes; "
+        "import trl_rewards, trl_rewards_shaping; from trl_rewards.recipe_files import bundled_recipes; "
         "print(trl_rewards.__file__); print(sorted(bundled_recipes())); print(trl_rewards_shaping.__file__)"
     )
     done = run(binaries / "python", "-c", where, cwd=tmp_path)

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from trl_rewards import Recipe, ToolCall, load_plugins, load_reward
-from trl_rewards.recipe import OWN_KEYS, TRAINERS
+from trl_rewards.recipe_files import OWN_KEYS
 from trl_rewards.scoring import ON_MISSING, Source
 from trl_rewards.testing import check_objective, check_reward, check_tool, plugin_manager
 from trl_rewards.toolbox import Toolbox
+from trl_rewards.trl_keys import TRAINERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from trl_rewards import Advantage, Recipe, RecipeError, hookimpl
-from trl_rewards.recipe import ON_MISSING, apply_overrides, bundled_recipes, parse_trl
+from trl_rewards.recipe import ON_MISSING
+from trl_rewards.recipe_files import apply_overrides, bundled_recipes
 from trl_rewards.schedules import Schedule
 from trl_rewards.testing import plugin_manager
+from trl_rewards.trl_keys import parse_trl
 
 ROOT = Path(__file__).parent.parent
 CPU = {"bf16": False, "use_cpu": True, "report_to": "none"}

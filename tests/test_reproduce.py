@@ -192,6 +192,26 @@ def test_a_level_that_is_never_reached_counts_as_a_step_more_than_the_last(tmp_p
     assert measured(Measure("a", take="steps_to", level=0.9), tmp_path) == 7
 
 
+def test_a_claim_that_is_taken_for_a_recipe_says_what_runs_it():
+    with pytest.raises(RecipeError, match="a claim and not a recipe; `trl-rewards reproduce .*par.yaml`"):
+        Recipe.load(claims()["par"])
+
+
+def test_variation_is_the_deviation_over_the_mean(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1.0, "b": null}\n{"step": 2, "a": 3.0, "b": 1.0}\n')
+    assert measured(Measure("a", take="variation"), tmp_path) == pytest.approx(2**0.5 / 2)
+    assert measured(Measure("b", take="variation"), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "sign", "line"),
+    [("higher", 1, 0.1), ("lower", -1, -0.1), ("not_higher", -1, 0.1), ("not_lower", 1, -0.1)],
+)
+def test_a_margin_is_an_effect_that_is_needed_or_one_that_does_not_count(direction, sign, line):
+    expectation = Expectation("right", "new", "old", direction, by=0.1)
+    assert (expectation.sign, expectation.line) == (sign, pytest.approx(line))
+
+
 def test_a_difference_that_lacks_some_seeds_is_no_more_than_the_direction(tmp_path):
     sooner = Expectation("steps", "new", "old", "lower")
     assert judge(sooner, Interval(-3.0, -4.0, -2.0)) == "reproduced"

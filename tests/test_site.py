@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trl_rewards import load_plugins
-from trl_rewards.recipe import bundled_recipes
+from trl_rewards.recipe_files import bundled_recipes
 
 ROOT = Path(__file__).parent.parent
 WANTS = ("script", "link", "img", "iframe", "source", "object")  # elements for which a browser fetches something

@@ -531,7 +531,7 @@ def merge(
     from trl_rewards.commands.agree import Recorded
     from trl_rewards.commands.merge import Check, report
     from trl_rewards.commands.merge import merge as average
-    from trl_rewards.recipe import word_value
+    from trl_rewards.recipe_files import word_value
     from trl_rewards.train import quieten_libraries
 
     quieten_libraries()
@@ -550,7 +550,9 @@ def merge(
 
 def _overrides(context: typer.Context) -> list[str]:
     """The words that are not options of the command: overrides of the recipe. RecipeError on any that are neither."""
-    from trl_rewards.recipe import OWN_KEYS, SOURCE_KEYS_OF_TRL, trl_fields
+    from trl_rewards.recipe import SOURCE_KEYS_OF_TRL
+    from trl_rewards.recipe_files import OWN_KEYS
+    from trl_rewards.trl_keys import trl_fields
 
     names = [word[2:].partition("=")[0] for word in context.args if word.startswith("--")]
     if plain := [name for name in names if "." not in name and name not in (*OWN_KEYS, *SOURCE_KEYS_OF_TRL)]:

@@ -18,7 +18,7 @@ from trl_rewards.commands.claims import claims, load_claim
 from trl_rewards.commands.outcome import effects, kept
 from trl_rewards.commands.show import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
-from trl_rewards.recipe import bundled_recipes, recipe_folders
+from trl_rewards.recipe_files import bundled_recipes, recipe_folders
 
 if TYPE_CHECKING:
     from trl_rewards.commands.plan import Plan

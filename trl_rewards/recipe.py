@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import json
 import os
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
-from yaml.constructor import ConstructorError
 
 from trl_rewards.alarms import Alarm, parse_alarms
 from trl_rewards.components import Advantage, TokenReward, TokenShaper
@@ -31,65 +26,26 @@ from trl_rewards.errors import RecipeError, did_you_mean
 from trl_rewards.filtering import GroupFilter
 from trl_rewards.loading import build, check_options
 from trl_rewards.members import MemberOptions
-from trl_rewards.pairs import PairOptions, refused_arguments
+from trl_rewards.pairs import PairOptions
 from trl_rewards.plugins import load_plugins
 from trl_rewards.preclip import PreClip
+from trl_rewards.recipe_files import (
+    OWN_KEYS,
+    apply_overrides,
+    find_recipe,
+    read_yaml,
+    source_name,
+    word_value,
+    write_yaml,
+)
 from trl_rewards.schedules import Schedule
+from trl_rewards.trl_keys import TRAINERS, check_trl_keys
 
 T = TypeVar("T")
 ON_MISSING = ("renormalize", "group_mean", "drop_row", "drop_group", "fail")
-OWN_KEYS = (
-    "trainer",
-    "rewards",
-    "combine",
-    "shape",
-    "advantage",
-    "pairs",
-    "objective",
-    "members",
-    "share_base",
-    "filter",
-    "alarms",
-    "pre_clip",
-    "dataset",
-    "base_dir",
-)
 BASE_KEYS = ("model_revision", "load_in_4bit", "load_in_8bit", "dtype")
 """TRL's keys that say how the policy's base is loaded."""
 DEFAULT_CACHE = "~/.cache/trl_rewards/scores.sqlite"
-
-
-@dataclass(frozen=True)
-class TrainerKind:
-    """What a trainer takes of our keys, and what its advantages may be."""
-
-    config: str  # "module:Class" of its training arguments
-    keys: tuple[str, ...]
-    levels: tuple[str, ...] = ()
-    provides: frozenset[str] = frozenset()
-    """Fields of RewardBatch that its advantages can have."""
-    advantage: str | None = None
-    """The advantage where the recipe names none; None: the trainer's own."""
-
-
-_PIPELINE_KEYS = ("rewards", "combine", "shape", "advantage", "share_base", "alarms")
-_WITH_TOKENS = frozenset({"mask", "process_rewards", "token_rewards"})
-TRAINERS = {
-    "grpo": TrainerKind(
-        "trl:GRPOConfig", (*_PIPELINE_KEYS, "filter", "pre_clip"), ("sequence", "token"), _WITH_TOKENS
-    ),
-    "rloo": TrainerKind("trl:RLOOConfig", (*_PIPELINE_KEYS, "filter"), ("sequence",), _WITH_TOKENS),
-    "ppo": TrainerKind(
-        "trl_rewards.trainers.ppo_config:PPOConfig",
-        _PIPELINE_KEYS,
-        ("sequence", "token"),
-        _WITH_TOKENS | {"values", "logps", "ref_logps"},
-        advantage="gae",
-    ),
-    "dpo": TrainerKind("trl:DPOConfig", ("rewards", "combine", "shape", "pairs", "alarms")),
-    "reward": TrainerKind("trl:RewardConfig", ("objective", "members", "alarms")),
-    "kto": TrainerKind("trl:KTOConfig", ("objective", "alarms")),
-}
 
 
 @dataclass
@@ -175,7 +131,7 @@ class Recipe:
         source = os.fspath(path)
         file = find_recipe(source)
         folder = os.path.dirname(os.path.abspath(file))
-        return cls.parse(_read_yaml(file, source), overrides, source, folder, check_trl)
+        return cls.parse(read_yaml(file, source), overrides, source, folder, check_trl)
 
     @classmethod
     def parse(
@@ -260,126 +216,8 @@ class Recipe:
         """Write `recipe.yaml` (overrides applied) and `signature.txt` into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         whole = {"base_dir": os.path.abspath(self.base_dir)} | self.raw  # its relative paths must still be found
-        text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        Path(folder, "recipe.yaml").write_text(f"# from {self.source}\n# {self.signature}\n{text}")
+        write_yaml(Path(folder, "recipe.yaml"), f"# from {self.source}\n# {self.signature}\n", whole)
         Path(folder, "signature.txt").write_text(self.signature + "\n")
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def recipe_folders() -> list[Path]:
-    """Where bundled recipes are: in an installed wheel, or in the checkout."""
-    here = Path(__file__).parent
-    return [folder for folder in (here / "recipes", here.parent / "recipes") if folder.is_dir()]
-
-
-def bundled_recipes() -> dict[str, Path]:
-    """{name: file} of the recipes that come with the project, such as `quickstart` or `bleuberi/cpu`."""
-    return {
-        file.relative_to(folder).with_suffix("").as_posix(): file
-        for folder in recipe_folders()
-        for file in sorted(folder.rglob("*.yaml"))
-        if file.parent.name not in ("accelerate", "claims")  # launch configurations, and what compares recipes
-    }
-
-
-def find_recipe(source: str) -> str:
-    """The file of a path or bundled name. RecipeError if there is neither."""
-    if os.path.isfile(source):
-        return source
-    known = bundled_recipes()
-    if source in known:
-        return str(known[source])
-    hint = did_you_mean(source, known) or f"; there are {len(known)}, such as {', '.join(list(known)[:5])}"
-    raise RecipeError([f"no such file, nor a bundled recipe{hint}"], source=source)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML is 1.1: `1e-6` is a number, `no` (TRL's `save_strategy: no`) a word, keys come once."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read as the text it is, such as '1e5'."""
-
-
-_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def _read_yaml(file: str, source: str) -> dict[str, Any]:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            raw = yaml.load(stream, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f"line {where.line + 1}: " if where else ""
-        raise RecipeError([f"not YAML: {line}{getattr(error, 'problem', None) or error}"], source=source) from None
-    if raw is None:
-        raise RecipeError(["the file is empty; a recipe is a mapping with at least `rewards:`"], source=source)
-    if not isinstance(raw, dict):
-        raise RecipeError([f"a recipe is a mapping of keys, got a {type(raw).__name__}"], source=source)
-    return raw
-
-
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Put overrides into a raw recipe. A dotted path goes into our keys, a plain name is one of TRL's."""
-    problems: list[str] = []
-    pairs = dict(overrides) if isinstance(overrides, Mapping) else _words_to_pairs(overrides, problems)
-    for path, value in pairs.items():
-        head, *rest = path.split(".")
-        if rest and head not in OWN_KEYS:
-            problems.append(f"--{path}: {head!r} is not one of {', '.join(OWN_KEYS)}{did_you_mean(head, OWN_KEYS)}")
-        elif problem := _put(raw, [head, *rest], value):
-            problems.append(f"--{path}: {problem}")
-    return problems
-
-
-def _words_to_pairs(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    """`--a 1 --b.c=2 --flag` -> {"a": 1, "b.c": 2, "flag": True}; several words after a name make a list."""
-    pairs: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            pairs[name] = [value] if equals else []
-        elif name is None:
-            problems.append(f"unexpected word {word!r}; overrides are written --name value")
-        else:
-            pairs[name].append(word)
-    values = {name: [word_value(word) for word in found] for name, found in pairs.items()}
-    return {name: True if not found else found[0] if len(found) == 1 else found for name, found in values.items()}
-
-
-def word_value(word: str) -> Any:
-    """A word of the command line: a number, true, null, "quoted text", [a, b] or {a: b} as in YAML; else the text."""
-    try:
-        value = yaml.load(word, _Loader)
-    except yaml.YAMLError:
-        return word
-    if isinstance(value, str):
-        return value if word[0] in "\"'" else word
-    if isinstance(value, dict | list):
-        return value if word[0] in "{[" else word
-    return word if value is None and word not in ("null", "~") else value
 
 
 def spec_of_word(word: str, path: str) -> Spec:
@@ -391,53 +229,12 @@ def spec_of_word(word: str, path: str) -> Spec:
     return spec
 
 
-def _put(target: Any, path: list[str], value: Any) -> str | None:
-    """Set a value deep in nested mappings and lists; returns what is wrong with the path, or None."""
-    for depth, key in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(target, list):
-            index = _index(target, key)
-            if index is None:
-                names = ", ".join(source_name(entry) for entry in target)
-                return f"no entry {key!r} among {len(target)} ({names})"
-            if last:
-                target[index] = value
-                return None
-            if isinstance(target[index], str):  # the short form `- bleuberi`
-                target[index] = {"use": target[index]}
-            target = target[index]
-        elif isinstance(target, dict):
-            if last:
-                if key == "use" and target.get("use") != value:
-                    target.pop("with", None)  # the options of another component
-                target[key] = value
-                return None
-            if isinstance(target.get(key), str):
-                target[key] = {"use": target[key]}
-            if target.get(key) is None:  # absent, or an empty `with:`
-                target[key] = {}
-            target = target[key]
-        else:
-            return f"{'.'.join(path[:depth])} is {target!r}, which has no {key!r}"
-    return None
-
-
-def _index(entries: list, key: str) -> int | None:
-    if key.isdecimal():
-        return int(key) if int(key) < len(entries) else None
-    return next((index for index, entry in enumerate(entries) if source_name(entry) == key), None)
-
-
-def source_name(entry: Any) -> str:
-    """The display name of an entry under `rewards:`: `as`, or the last part of `use`."""
-    named = str((entry.get("as") or entry.get("use")) if isinstance(entry, dict) else entry)
-    return named.rpartition(":")[2] if ":" in named else named.rpartition("/")[2]
-
-
 # --- parsing our keys ------------------------------------------------------------------------------------------------
 
 
 def _parse(raw: dict[str, Any], source: str, base_dir: str) -> tuple[Recipe | None, list[str]]:
+    if {"arms", "expect"} <= raw.keys():
+        return None, [f"a claim and not a recipe; `trl-rewards reproduce {source}` checks and runs it"]
     problems: list[str] = []
     trainer = raw.get("trainer", "grpo")
     if not isinstance(trainer, str) or trainer not in TRAINERS:
@@ -836,146 +633,6 @@ def _check_advantage(advantage: Advantage, recipe: Recipe) -> list[str]:
             f"set beta: 0.0 (got {recipe.trl.get('beta', 'TRL’s default 0.05')}), or leave out `advantage:`"
         )
     return problems
-
-
-PPO_NAMES = {  # GRPO's arguments that PPO has under another name
-    "num_iterations": "num_ppo_epochs",
-    "beta": "kl_coef",
-    "epsilon": "cliprange",
-    "steps_per_generation": "num_mini_batches",
-    "generation_batch_size": "num_mini_batches",
-}
-_OLD_PPO_KEYS = {  # what became of the arguments of TRL 1.12's PPOConfig and its script
-    "gamma": "advantage: {use: gae, with: {gamma: …}}",
-    "lam": "advantage: {use: gae, with: {lam: …}}",
-    "vf_coef": "leave it out; the critic has its own optimiser, see critic_learning_rate",
-    "reward_model_path": "rewards: [{use: model, with: {path: …}}]",
-    "sft_model_path": "model_name_or_path",
-    "response_length": "max_completion_length",
-    "total_episodes": "max_steps or num_train_epochs",
-    "local_rollout_forward_batch_size": "per_device_train_batch_size",
-    "num_sample_generations": "log_completions",
-    "stop_token": "leave it out; completions end at the model's own end tokens",
-    "stop_token_id": "leave it out; completions end at the model's own end tokens (its generation_config)",
-    "model_adapter_name": "leave it out; use_peft makes the adapter",
-    "ref_adapter_name": "leave it out; the reference is the base without the adapter",
-    "exp_name": "run_name",
-    "batch_size": "per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches",
-    "mini_batch_size": "num_mini_batches",
-    "dataset_num_proc": "leave it out; prompts are tokenised as they are used",
-}
-
-
-def check_trl_keys(recipe: Recipe) -> list[str]:
-    """Problems with TRL's flat keys: unknown, of the wrong type, refused here, or refused by TRL itself."""
-    import pydantic
-
-    fields = trl_fields(recipe.trainer)
-    problems = []
-    for key, value in recipe.trl.items():
-        if key == "env":
-            if not isinstance(value, dict | None):
-                problems.append(f"env: must map names to values, got {value!r}")
-        elif recipe.trainer == "ppo" and key in PPO_NAMES:
-            problems.append(f"{key}: PPO has it under another name: {PPO_NAMES[key]}")
-        elif key not in fields and recipe.trainer == "ppo" and key in _OLD_PPO_KEYS:
-            problems.append(f"{key}: a key of TRL's own PPO (until 1.12); here: {_OLD_PPO_KEYS[key]}")
-        elif key not in fields:
-            problems.append(f"{key}: unknown key{did_you_mean(str(key), [*fields, *OWN_KEYS])}")
-        elif value is not None and fields[key] is not None:
-            try:
-                # Strictly where it is a word like true, which would pass for the number 1.
-                pydantic.TypeAdapter(fields[key]).validate_python(value, strict=isinstance(value, bool) or None)
-            except pydantic.ValidationError:
-                problems.append(f"{key}: must be {_type_text(fields[key])}, got {value!r}")
-            except pydantic.PydanticSchemaGenerationError:
-                pass  # a type of TRL's that pydantic does not know; TRL's own parser will look at it
-    if recipe.trl.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
-        problems.append(
-            "multi_objective_aggregation: TRL would see one column, the total; write `combine: "
-            f"{{use: {recipe.trl['multi_objective_aggregation']}}}` instead"
-        )
-    if recipe.trl.get("save_strategy") == "best" and any(alarm.then == "stop" for alarm in recipe.alarms):
-        problems.append("save_strategy: best keeps no checkpoint of the step at which an alarm stops; set steps or no")
-    if recipe.pairs is not None:
-        problems += refused_arguments(recipe.trl)
-    if not problems:
-        try:
-            _, training, model, _ = parse_trl(recipe)
-            if _needs_critic(recipe):
-                training.check_critic(lora=bool(model.use_peft))
-            if recipe.pre_clip:
-                problems += recipe.pre_clip.problems(training)
-        except (ValueError, TypeError, ImportError) as error:
-            problems.append(f"these arguments are refused: {error}")
-    if recipe.members and not problems:
-        problems += _check_members(recipe, recipe.members)
-    return problems
-
-
-def _check_members(recipe: Recipe, members: MemberOptions) -> list[str]:
-    """Problems with TRL's keys in which members, or the training of their head, differ from the recipe."""
-    varied = [{key: values[index] for key, values in members.vary.items()} for index in range(members.size)]
-    found = [
-        f"members.{where}: {problem}"
-        for where, keys in [*(("vary", keys) for keys in varied), ("probe", members.probe)]
-        if keys
-        for problem in check_trl_keys(dataclasses.replace(recipe, members=None, trl=recipe.trl | keys))
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _needs_critic(recipe: Recipe) -> bool:
-    if recipe.trainer != "ppo" or recipe.advantage is None:
-        return False
-    advantage, _ = build("advantage", recipe.advantage.use, recipe.advantage.options, recipe.base_dir)
-    return advantage is not None and "values" in advantage.needs
-
-
-def _type_text(annotation: Any) -> str:
-    name = getattr(annotation, "__name__", None) if not typing.get_args(annotation) else None
-    return name or re.sub(r"<?class |'|>|typing\.|\w+\.(?=\w)", "", str(annotation))
-
-
-@functools.cache
-def _trl_classes(trainer: str) -> tuple[Any, ...]:
-    import trl
-
-    module, _, name = TRAINERS[trainer].config.partition(":")
-    arguments = getattr(importlib.import_module(module), name)
-    return (trl.ScriptArguments, arguments, trl.ModelConfig, trl.DatasetMixtureConfig)
-
-
-def trl_fields(trainer: str) -> dict[str, Any]:
-    """{key: type} of every flat key that TRL accepts; the type is None where it cannot be resolved."""
-    found: dict[str, Any] = {}
-    for cls in _trl_classes(trainer):
-        try:
-            hints = typing.get_type_hints(cls)
-        except Exception:  # a name that TRL imports for type checkers only
-            hints = {}
-        found |= {option.name: hints.get(option.name) for option in dataclasses.fields(cls) if option.init}
-    return found
-
-
-def parse_trl(recipe: Recipe) -> tuple[Any, Any, Any, Any]:
-    """TRL's own dataclasses, as `trl grpo --config` would make them: script, training, model, dataset mixture."""
-    from trl import TrlParser
-
-    class Parser(TrlParser):
-        def error(self, message):  # argparse would print its usage and exit
-            raise ValueError(message)
-
-    import torch
-
-    parser = Parser(_trl_classes(recipe.trainer))
-    flat = {key: value for key, value in recipe.trl.items() if key != "env"}
-    if not torch.accelerator.is_available():
-        # TRL's default is bf16 on a GPU, and it refuses a machine without one unless told; a laptop should do.
-        flat.setdefault("use_cpu", True)
-    parser.set_defaults_with_config(**flat)
-    script, training, model, mixture = parser.parse_args_into_dataclasses(args=[])
-    return script, training, model, mixture
 
 
 def _one_line(value: Any) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_rewards.errors import AlarmStop, PluginError, RecipeError, RewardError
-from trl_rewards.recipe import Recipe, parse_trl
+from trl_rewards.recipe import Recipe
+from trl_rewards.trl_keys import parse_trl
 
 logger = logging.getLogger(__name__)
 

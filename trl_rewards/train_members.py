@@ -22,10 +22,11 @@ from trl_rewards.errors import RecipeError
 from trl_rewards.members import KEPT, MemberOptions, folder_of
 from trl_rewards.models.heads import HEADS, head_parameters
 from trl_rewards.models.pretrained import default_device, free_memory
-from trl_rewards.recipe import Recipe, parse_trl
+from trl_rewards.recipe import Recipe
 from trl_rewards.scoring import World
 from trl_rewards.train import build_trainer, end, run
 from trl_rewards.trainers.sharing import splits_weights
+from trl_rewards.trl_keys import parse_trl
 
 MARK = "member.json"
 """In a member's folder once it is trained: what it was trained with."""

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from trl_rewards.errors import RecipeError, did_you_mean
-from trl_rewards.recipe import parse_options, recipe_folders
+from trl_rewards.recipe import parse_options
+from trl_rewards.recipe_files import recipe_folders
 
 FOLDER = "claims"
 RESERVED = ("seed", "out", "claims")
@@ -54,9 +55,10 @@ class Measure:
     """A metric's name, or a key of the file."""
     file: str = "metrics.jsonl"
     """In the run's folder; JSON lines, or one JSON object."""
-    take: Literal["last", "first", "gain", "mean", "steps_to"] = "last"
+    take: Literal["last", "first", "gain", "mean", "variation", "steps_to"] = "last"
     """Of the lines with the key: the mean of the last `window`, the first, the difference of the two, the mean of all,
-    or the step at which the mean of `window` reaches `level`; a step more than the last, where it never does."""
+    their standard deviation over that mean, or the step at which the mean of `window` reaches `level`; a step more
+    than the last, where it never does."""
     window: int = 1
     level: float | None = None
     unit: str = ""
@@ -85,6 +87,16 @@ class Expectation:
     def __post_init__(self):
         if self.by < 0:
             raise ValueError(f"by must not be negative, got {self.by}")
+
+    @property
+    def sign(self) -> int:
+        """1 where the difference is expected above `line`, -1 where below it."""
+        return 1 if self.direction in ("higher", "not_lower") else -1
+
+    @property
+    def line(self) -> float:
+        """The difference from which on it is as expected."""
+        return self.sign * (self.by if self.direction in ("higher", "lower") else -self.by)
 
     def __str__(self) -> str:
         margin = f" by {self.by:g}" if self.by else ""

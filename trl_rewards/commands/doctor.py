@@ -26,9 +26,10 @@ from trl_rewards.models.pretrained import default_device, free_memory
 from trl_rewards.models.sampling import load_sampler, sample_candidates, template_columns
 from trl_rewards.pairs import Sampling
 from trl_rewards.pipeline import Pipeline
-from trl_rewards.recipe import Recipe, Spec, parse_trl
+from trl_rewards.recipe import Recipe, Spec
 from trl_rewards.samples import Samples, as_completion, completion_text
 from trl_rewards.scoring import World, failures, score_sources
+from trl_rewards.trl_keys import parse_trl
 
 SMALL = 200 * 2**20
 """Bytes of weights up to which the policy is asked without being told: a CPU samples from it in seconds."""

@@ -46,13 +46,12 @@ def judge(expectation: Expectation, difference: Interval, whole: bool = True) ->
     """One of VERDICTS: whether the whole interval of the difference is as expected, its mean alone, or neither.
 
     Not `whole`: some seeds have no number and are not in the difference, so it is no more than the direction."""
-    sign = 1.0 if expectation.direction in ("higher", "not_lower") else -1.0
-    margin = expectation.by if expectation.direction in ("higher", "lower") else -expectation.by
+    sign, line = expectation.sign, expectation.sign * expectation.line
     worst = sign * (difference.low if sign > 0 else difference.high)
     reaches = operator.gt if expectation.direction in ("higher", "lower") else operator.ge
-    if whole and reaches(worst, margin):
+    if whole and reaches(worst, line):
         return VERDICTS[0]
-    return VERDICTS[1] if reaches(sign * difference.mean, margin) else VERDICTS[2]
+    return VERDICTS[1] if reaches(sign * difference.mean, line) else VERDICTS[2]
 
 
 def summary(claim: Claim, folders: Mapping[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
@@ -117,7 +116,9 @@ def measured(measure: Measure, folder: Path) -> float | None:
         return float(found[-1][0] + 1)
     first, last = _mean(series[:1]), _mean(series[-measure.window :])
     gain = last - first if first is not None and last is not None else None
-    return {"last": last, "first": first, "gain": gain, "mean": _mean(series)}[measure.take]
+    mean = _mean(series)
+    variation = statistics.stdev(series) / mean if mean and len(series) > 1 else None
+    return {"last": last, "first": first, "gain": gain, "mean": mean, "variation": variation}[measure.take]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -19,8 +19,9 @@ from trl_rewards.loading import build
 from trl_rewards.models.options import Held, InProcess
 from trl_rewards.models.pretrained import Quantization, quantization_of
 from trl_rewards.models.scorer import BUDGET
-from trl_rewards.recipe import Recipe, parse_trl
+from trl_rewards.recipe import Recipe
 from trl_rewards.train import peft_config
+from trl_rewards.trl_keys import parse_trl
 
 GIB = 2**30
 CONTEXT = 0.8 * GIB

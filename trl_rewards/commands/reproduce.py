@@ -21,7 +21,8 @@ from trl_rewards import __version__
 from trl_rewards.commands.claims import Claim, Stage
 from trl_rewards.commands.outcome import summary
 from trl_rewards.errors import RecipeError, RewardError
-from trl_rewards.recipe import Recipe, find_recipe
+from trl_rewards.recipe import Recipe
+from trl_rewards.recipe_files import find_recipe
 from trl_rewards.report.claim import write_claim
 
 DONE, LOG, RESULT = "done", "log.txt", "result.json"

@@ -16,7 +16,8 @@ from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.pairs import or_none
 from trl_rewards.pipeline import Pipeline
-from trl_rewards.recipe import Recipe, word_value
+from trl_rewards.recipe import Recipe
+from trl_rewards.recipe_files import word_value
 from trl_rewards.samples import Samples, as_completion
 
 _STATUS = ("ok", "abstained", "failed", "timeout")

@@ -15,7 +15,7 @@ from trl_rewards.components import KINDS, Advantage, Component, OutcomeObjective
 from trl_rewards.errors import PluginError, did_you_mean
 from trl_rewards.loading import option_docs, option_types, options_of, type_name
 from trl_rewards.plugins import component_class, docstring, kinds, load_plugins, load_target
-from trl_rewards.recipe import bundled_recipes
+from trl_rewards.recipe_files import bundled_recipes
 
 _PAPER = re.compile(r"https://(?:huggingface\.co/papers|arxiv\.org/abs)/[\w.]+")
 

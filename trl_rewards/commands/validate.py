@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from trl_rewards.components import resolve_path
 from trl_rewards.errors import RecipeError
-from trl_rewards.recipe import Recipe, parse_trl
+from trl_rewards.recipe import Recipe
+from trl_rewards.trl_keys import parse_trl
 
 
 def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:

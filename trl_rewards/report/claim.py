@@ -17,7 +17,7 @@ from trl_rewards.report.run import METRICS, Curve, finite, read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from trl_rewards.commands.claims import Claim, Measure
+    from trl_rewards.commands.claims import Claim, Expectation, Measure
     from trl_rewards.commands.reproduce import Job
 
 PLOT = "plot.png"
@@ -49,12 +49,12 @@ def _curves(measure: Measure, arms: Sequence[Job]) -> dict[str, list[Curve]]:
 
 
 def _draw(claim: Claim, result: Mapping[str, Any], curves: Mapping[str, Mapping[str, list]], dark: bool) -> bytes:
-    """A column per measure: each arm's seeds as dots with their mean and its interval, and the curves below."""
+    """A column per measure: each arm's seeds with their mean and its interval, expected differences, and curves."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = 2 if any(curves.values()) else 1
+    rows = 3 if any(curves.values()) else 2
     with rc_context(theme(dark)):
         figure = Figure(figsize=(1.2 + 2.8 * len(claim.measures), 2.8 * rows), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
@@ -65,8 +65,10 @@ def _draw(claim: Claim, result: Mapping[str, Any], curves: Mapping[str, Mapping[
             _draw_dots(panels[0][column], having, arms)
             panels[0][column].set_title(name, parse_math=False)
             panels[0][column].set_ylabel(measure.unit)
-            if rows > 1:
-                _draw_curves(panels[1][column], curves[name], arms)
+            expected = [pair for pair in zip(claim.expect, result["expected"], strict=True) if pair[0].measure == name]
+            _draw_differences(panels[1][column], expected)
+            if rows > 2:
+                _draw_curves(panels[2][column], curves[name], arms)
         figure.suptitle(f"{claim.name}: {result['verdict']}", fontsize=10, parse_math=False)
         file = io.BytesIO()
         figure.savefig(file, format="png")
@@ -83,6 +85,28 @@ def _draw_dots(axes: Axes, values: Mapping[str, Sequence[float | None]], arms: S
             axes.errorbar(place, mean.mean, yerr=reach, fmt="_", color=colour, capsize=5, markersize=16)
     axes.set_xticks(range(len(values)), list(values), rotation=20, parse_math=False)
     axes.margins(x=0.3)
+
+
+def _draw_differences(axes: Axes, expected: Sequence[tuple[Expectation, Mapping[str, Any]]]) -> None:
+    """Each expected difference with its interval, and the side of the line that it is expected on, shaded."""
+    shown = [(each, found["difference"]) for each, found in expected if found["difference"] is not None]
+    if not shown:
+        axes.set_axis_off()
+        return
+    for place, (each, difference) in enumerate(shown):
+        mean, *bounds = difference
+        reach = [[mean - bounds[0]], [bounds[1] - mean]] if bounds else None
+        axes.errorbar(mean, place, xerr=reach, fmt="o", color="C0", capsize=4)
+        axes.plot([each.line] * 2, [place - 0.4, place + 0.4], color="0.5", linewidth=1)
+    axes.margins(x=0.15)
+    low, high = axes.get_xlim()
+    for place, (each, _) in enumerate(shown):
+        wanted = (max(each.line, low), high) if each.sign > 0 else (low, min(each.line, high))
+        axes.fill_betweenx([place - 0.4, place + 0.4], *wanted, color="C2", alpha=0.15, linewidth=0)
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    labels = [f"{each.arm} - {each.than}" if each.than else each.arm for each, _ in shown]
+    axes.set_yticks(range(len(shown)), labels, parse_math=False)
 
 
 def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], arms: Sequence[str]) -> None:
@@ -110,8 +134,9 @@ def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: b
         f"<section><h2>Differences</h2><ul class=evidence>{differences}</ul><p class=caption>Means over "
         f"{result['seeds']} seeds, taken seed by seed, with 95 % intervals (Student's t).</p></section>",
         f"<section><h2>Arms</h2><figure class=wide>{picture(light, dark, 'Measures of each arm')}"
-        "<figcaption>Dots are seeds, bars their mean and its 95 % interval; below, what runs logged over steps, seeds "
-        "as thin lines and their mean as a thick one.</figcaption></figure>",
+        "<figcaption>Dots are seeds, bars their mean and its 95 % interval. Below, the differences that the claim "
+        "speaks of, with their intervals: shaded is the side where it expects them. Last, what runs logged over "
+        "steps, seeds as thin lines and their mean as a thick one.</figcaption></figure>",
         f"{_table(titles, rows)}</section>",
         f"<section><h2>Runs</h2>{_runs(claim, result, arms)}</section>",
         f"<section><h2>The claim's file</h2><pre>{escape(claim.file.read_text(encoding='utf-8'))}</pre></section>",

@@ -11,7 +11,7 @@ import yaml
 
 from trl_rewards.calibration import Calibration, read_calibrations
 from trl_rewards.components import resolve_path
-from trl_rewards.recipe import source_name
+from trl_rewards.recipe_files import source_name
 
 BEFORE, AFTER = "#e07b28", "#3a86d6"
 CAPTION = (

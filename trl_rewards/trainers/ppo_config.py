@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from trl_rewards.recipe import PPO_NAMES
 from trl_rewards.trainers.kl import ESTIMATORS
+from trl_rewards.trl_keys import PPO_NAMES
 
 LOSS_TYPES = ("dapo", "bnpo", "grpo", "dr_grpo")
 

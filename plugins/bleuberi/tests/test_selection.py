@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trl_rewards import Recipe, load_selector
-from trl_rewards.recipe import find_recipe
+from trl_rewards.recipe_files import find_recipe
 
 # Scores with the ties that the choices recorded of the authors' code tell of: rows 1, 2 and 9 are equal, and 5, 6, 8.
 SCORES = [0.8, 0.1, 0.1, 0.95, 0.0, 0.5, 0.5, 0.9, 0.5, 0.1]
