@@ -1,6 +1,6 @@
 """What R³ pays for, with the encoder and options of recipes/r3/cpu.yaml: its mean over kinds of replies.
 
-    python recipes/r3/kinds.py        # after encoder.py; 10 CPU seconds
+python recipes/r3/kinds.py        # after encoder.py; 10 CPU seconds
 """
 
 from __future__ import annotations
