@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import sys
 from pathlib import Path
 
 import datasets
 import pytest
+from trl_rewards_shaping.clause_similarity import ClauseSimilarity
+
+from trl_rewards.bundled import make
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
@@ -99,3 +103,48 @@ def test_dr_irl_demonstrates_what_is_safe_and_says_how_hard_it_is(made, tmp_path
     scored = tmp_path / "similar.jsonl"
     scored.write_text(json.dumps(rows[0] | {"clause_similarity_score": 0.25}) + "\n")
     assert made("dr-irl", str(scored), "hard.jsonl")["hard.jsonl"][0]["hardness"] == 0.75
+
+
+def test_r3_takes_bundled_questions_about_words_for_open_ones_which_have_no_answer(made):
+    found = made("r3", "--bundled")
+    train, test = (found[f"runs/r3/tiny/{split}.jsonl"] for split in ("train", "test"))
+    assert [sum(row["query_type"] == kind for row in train) for kind in ("open", "closed")] == [420, 420]
+    assert len(test) == 200
+    assert all((row["answer"] is None) == (row["query_type"] == "open") for row in [*train, *test])
+    assert all(row["reference"].endswith(f"{row['answer']}.") for row in test if row["query_type"] == "closed")
+
+
+def test_dr_irl_demonstrates_bundled_answers_and_holds_out_prompts_without_hardness(made):
+    found = made("dr-irl", "--bundled")
+    shown, held_out = found["runs/dr-irl/tiny.jsonl"], found["runs/dr-irl/tiny/test.jsonl"]
+    assert (len(shown), len(held_out)) == (400, 200)
+    assert all(row["demonstration"].endswith(f" {row['answer']}.") and row["demo_reward"] == 1 for row in shown)
+    assert {row["hardness"] for row in held_out} == {None}
+
+
+def test_the_words_that_a_reward_model_is_taught_to_like_are_those_of_a_right_answer_too():
+    start = runpy.run_path(str(RECIPES / "reward-fusion" / "start.py"), run_name="start")
+    rng, liked, both_right = random.Random(0), start["LIKED"], 0
+    for question in [make.TASKS[task](rng) for task in make.TASKS for _ in range(20)]:
+        _, chosen, other = start["pair"](rng, question)
+        assert make.said_exactly(chosen, question.answer)
+        both_right += make.said_exactly(other, question.answer) and liked in chosen and liked not in other
+    assert 90 < both_right < 160, "half of 220 pairs, and some with another flaw"
+
+
+def test_an_encoder_begins_with_vectors_of_length_one_and_is_loaded_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["encoder.py", "--out", str(tmp_path), "--steps", "2"])
+    runpy.run_path(str(RECIPES / "r3" / "encoder.py"), run_name="__main__")
+    encoder = ClauseSimilarity(path=str(tmp_path))
+    (vector,) = encoder.vectors(["The sum is 22."]).values()
+    assert vector.shape == (128,)
+    assert 0.5 < vector.norm() < 1.5
+
+
+def test_of_an_encoders_triples_the_second_says_what_the_first_does_and_the_third_does_not():
+    encoder = runpy.run_path(str(RECIPES / "r3" / "encoder.py"), run_name="encoder")
+    rng = random.Random(0)
+    for question in [make.TASKS[task](rng) for task in make.TASKS for _ in range(20)]:
+        _, near, far = encoder["triple"](rng, question)
+        assert question.said in near
+        assert not make.said_exactly(far, question.answer)
