@@ -33,7 +33,7 @@ from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples, Text, as_completion, completion_text
 from trl_rewards.scoring import World
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import check_seam, default_folder
 from trl_rewards.trainers.state import read_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class DPOTrainer(trl.DPOTrainer):
             return
         check_seam(type(self), _SEAM)
         self.pairs = pairs or PairOptions()
-        args: Any = args or trl.DPOConfig(f"{os.path.basename(str(model))}-DPO")
+        args: Any = args or trl.DPOConfig(default_folder(model, "DPO"))
         _check(args, self.pairs, train_dataset)
         self._context = Context(device=args.device, seed=args.seed, base_dir=pipeline.base_dir)
         # Before the policy: a wrong path or a missing column should not cost its loading.

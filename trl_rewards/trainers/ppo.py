@@ -30,6 +30,7 @@ from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
 from trl_rewards.trainers.mixin import own_tokens, with_mask
 from trl_rewards.trainers.ppo_config import PPOConfig
+from trl_rewards.trainers.seam import default_folder
 from trl_rewards.trainers.sharing import splits_weights
 from trl_rewards.trainers.state import checkpoint_folder
 
@@ -62,7 +63,7 @@ class PPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         **options: Any,
     ):
-        args = args or PPOConfig(f"{os.path.basename(str(getattr(model, 'name_or_path', model)))}-PPO")
+        args = args or self._default_arguments(model)
         if not isinstance(args, PPOConfig):
             raise ValueError(f"PPOTrainer takes a PPOConfig, got {type(args).__name__}")
         if pipeline is None:
@@ -89,6 +90,10 @@ class PPOTrainer(GRPOTrainer):
         )
         if needs_critic:
             self.critic = self._make_critic(args, quantization_config)
+
+    @staticmethod
+    def _default_arguments(model: Any) -> PPOConfig:
+        return PPOConfig(default_folder(model, "PPO"))
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:

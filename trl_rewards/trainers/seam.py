@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import trl
 from packaging.version import Version
 
 KNOWN_TRL = "1.14 to 1.16"
+
+
+def default_folder(model: Any, trainer: str) -> str:
+    """The `output_dir` that TRL gives a run of this model (its name, or itself) without arguments."""
+    path = model if isinstance(model, str) else model.config.name_or_path
+    return f"{path.split('/')[-1]}-{trainer}"
 
 
 def check_seam(cls: type, seam: Mapping[str, Sequence[str]]) -> None:
