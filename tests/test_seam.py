@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import trl_rewards
 from trl_rewards import Pipeline, Reward
 from trl_rewards.preclip import PreClip
+from trl_rewards.trainers.seam import LOGPS, check_seam
 
 
 class Lengths(Reward):
@@ -56,3 +57,29 @@ def test_without_arguments_pre_clip_says_that_it_changes_nothing(without_argumen
     with caplog.at_level(logging.WARNING), pytest.raises(OSError):
         trl_rewards.GRPOTrainer("./none", Lengths(), pre_clip=PreClip())
     assert "pre_clip changes nothing" in caplog.text
+
+
+def of_another_trl(name, method):
+    """GRPOTrainer on a TRL whose trainer has this method under this name."""
+    theirs = type("Theirs", (trl.GRPOTrainer,), {name: method, "__module__": "trl.trainer.grpo_trainer"})
+    return type("Ours", (trl_rewards.GRPOTrainer, theirs), {})
+
+
+@pytest.mark.parametrize("options", [{"pipeline": Pipeline([Lengths()])}, {"pre_clip": PreClip()}], ids=list)
+def test_a_trl_whose_log_probabilities_take_other_inputs_is_refused_before_a_model_loads(options, without_arguments):
+    def packed(self, model, inputs, logits_to_keep): ...
+
+    name = "_get_per_token_logps_and_entropies"
+    with pytest.raises(ImportError, match=rf"{name}\(self, model, inputs, logits_to_keep\).*known to work: trl 1.14"):
+        of_another_trl(name, packed)("./none", train_dataset=prompts(), **options)
+
+
+@pytest.mark.parametrize("trainer", [trl.GRPOTrainer, trl.RLOOTrainer])
+def test_log_probabilities_of_trls_that_are_known_fit(trainer):
+    def of_1_14(self, model, *args, batch_size=None, compute_aux_loss=False, **kwargs): ...
+
+    name = "_get_per_token_logps_and_entropies"
+    check_seam(trainer, LOGPS)
+    check_seam(of_another_trl(name, of_1_14), LOGPS)
+    with pytest.raises(ImportError, match="does not fit"):
+        check_seam(of_another_trl(name, lambda self, model, input_ids: ...), LOGPS)

@@ -12,7 +12,7 @@ import trl
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.preclip import PreClip
 from trl_rewards.trainers.mixin import PipelineMixin
-from trl_rewards.trainers.seam import check_seam, default_folder
+from trl_rewards.trainers.seam import LOGPS, check_seam, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class GRPOTrainer(PipelineMixin, trl.GRPOTrainer):
         self.pre_clip = pre_clip
         self._loss_inputs: dict[str, Any] = {}
         if pre_clip is not None:
-            check_seam(type(self), {"_compute_loss": ["self", "model", "inputs"]})
+            check_seam(type(self), {"_compute_loss": ["self", "model", "inputs"], **LOGPS})
             args = args or self._default_arguments(model)
             _check_pre_clip(pre_clip, args)
         super().__init__(model, reward_funcs, args, *more, **options)

@@ -30,7 +30,7 @@ from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
 from trl_rewards.trainers.refill import Generated, merge, more_rows, staying
 from trl_rewards.trainers.rollout import RolloutLogps
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import LOGPS, check_seam
 from trl_rewards.trainers.sharing import policy_base
 from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
 
@@ -42,6 +42,7 @@ _SEAM = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_save": ["self", "output_dir", "state_dict"],
+    **LOGPS,
 }
 
 
