@@ -201,6 +201,12 @@ def test_options_of_a_function_are_keyword_arguments_of_each_call(functions):
     assert load_reward(f"{functions}:partial").score(samples) == [3, 0]
 
 
+def test_an_option_goes_before_a_column_of_its_name(functions):
+    samples = make_samples(["a", "b"], answer=["a", "x"], factor=[7, 7])
+    reward = load_reward(f"{functions}:scaled", factor=2)
+    assert reward.score(samples) == reward(prompts=["p"] * 2, completions=samples.texts, **samples.columns) == [2, 0]
+
+
 def test_a_factory_is_called_once_and_gives_the_function(functions):
     reward = load_reward("function", path=f"{functions}:make", factory={"factor": 10})
     assert reward.score(make_samples(["ab"])) == [20]
@@ -213,6 +219,11 @@ def test_an_async_function_is_a_reward_in_a_pipeline_and_in_stock_trl(name, valu
     assert asyncio.run(reward.ascore(make_samples(["a"]))) == [value]
     assert Pipeline([reward]).score(make_samples(["a"])).rewards.tolist() == [value]
     assert reward(prompts=["p"], completions=["a"]) == [value]
+
+    async def notebook():
+        return reward(prompts=["p"], completions=["a"])
+
+    assert asyncio.run(notebook()) == [value]  # a loop is running where a notebook's cell is
 
 
 def test_a_function_may_say_failed_in_stock_trl_too(write):
