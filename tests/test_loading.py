@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from trl_rewards import (
+    Context,
     Failed,
     Pipeline,
     PluginError,
@@ -19,7 +20,9 @@ from trl_rewards import (
     load_shaper,
 )
 from trl_rewards.commands.show import describe
+from trl_rewards.events import run_async
 from trl_rewards.loading import check_options, option_docs, options_of
+from trl_rewards.models.http import HttpClient, HttpFailure
 from trl_rewards.testing import make_samples
 
 
@@ -261,6 +264,34 @@ def test_a_reward_takes_a_datasets_column_as_it_takes_a_list():
 
     rows = Dataset.from_dict({"answer": ["4", "5"]})
     assert load_reward("exact_match")(["p", "p"], ["4", "4"], answer=rows["answer"]) == [1.0, 0.0]
+
+
+def test_a_reward_that_is_set_up_is_closed_before_a_pipeline_sets_it_up_again():
+    class Heavy(Reward):
+        def __post_init__(self):
+            self.happened = []
+
+        def setup(self, context):
+            self.happened.append(f"setup {context.seed}")
+
+        def close(self):
+            self.happened.append("close")
+
+    reward = Heavy()
+    reward.setup(Context())
+    Pipeline([reward]).setup(Context(seed=3))
+    assert reward.happened == ["setup 0", "close", "setup 3"]
+
+
+def test_the_judge_of_a_loaded_reward_ends_where_a_pipeline_starts_another():
+    reward = load_reward("judge", endpoint="bundled:judge", model="scripted", criteria="Be short.")
+    address = reward._asker._scripted.url
+    pipeline = Pipeline([reward])
+    pipeline.setup(Context())
+    assert reward._asker._scripted.url != address
+    with pytest.raises(HttpFailure):
+        run_async(HttpClient(address, retries=0).get("/models"))
+    pipeline.close()
 
 
 def test_a_pipeline_takes_plain_reward_functions_under_their_own_names():
