@@ -250,6 +250,35 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(arguments):
     refused("must be a datasets.Dataset, got dict", pipeline, train_dataset={})
 
 
+@pytest.mark.parametrize(
+    ("columns", "given", "left"),
+    [
+        (["one", "other"], {"one": ["a", None, "", "d"], "other": ["A", "B", "C", None]}, [0, 2]),
+        (["both"], {"both": [["a", "A"], ["b", None], ["", "C"], [None, None]]}, [0, 2]),
+    ],
+    ids=["columns", "list"],
+)
+def test_rows_that_lack_a_completion_are_left_out_and_counted(columns, given, left, arguments, caplog):
+    from datasets import Dataset
+
+    from trl_rewards import DPOTrainer
+    from trl_rewards.trainers.dpo import with_every_completion
+
+    data = Dataset.from_dict({"prompt": PROMPTS[:4], "bonus": [0.0] * 4, **given})
+    options = {"source": "dataset", "columns": columns}
+    kept = with_every_completion(data, PairOptions(**options))
+    assert kept["prompt"] == [PROMPTS[row] for row in left]
+    caplog.clear()
+    pipeline = Pipeline([Short()])
+    with pytest.raises(OSError, match=r"\./none"):
+        DPOTrainer("./none", args=arguments(), train_dataset=data, pipeline=pipeline, pairs=PairOptions(**options))
+    assert "pairs.columns: 2 of 4 rows lack a completion (None) and are left out" in caplog.text
+    with pytest.raises(RecipeError, match=r"2 of 4 rows lack a completion .*; too few are left, 2"):
+        with_every_completion(data, PairOptions(**options, prompts_per_round=3))
+    whole = data.select(left)
+    assert with_every_completion(whole, PairOptions(**options)) is whole
+
+
 def test_rounds_take_different_prompts_until_all_were_taken():
     from trl_rewards.trainers.dpo import round_rows
 

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from trl_rewards import (
+    Context,
     Failed,
     Pipeline,
     PluginError,
@@ -19,7 +20,9 @@ from trl_rewards import (
     load_shaper,
 )
 from trl_rewards.commands.show import describe
+from trl_rewards.events import run_async
 from trl_rewards.loading import check_options, option_docs, options_of
+from trl_rewards.models.http import HttpClient, HttpFailure
 from trl_rewards.testing import make_samples
 
 
@@ -201,6 +204,12 @@ def test_options_of_a_function_are_keyword_arguments_of_each_call(functions):
     assert load_reward(f"{functions}:partial").score(samples) == [3, 0]
 
 
+def test_an_option_goes_before_a_column_of_its_name(functions):
+    samples = make_samples(["a", "b"], answer=["a", "x"], factor=[7, 7])
+    reward = load_reward(f"{functions}:scaled", factor=2)
+    assert reward.score(samples) == reward(prompts=["p"] * 2, completions=samples.texts, **samples.columns) == [2, 0]
+
+
 def test_a_factory_is_called_once_and_gives_the_function(functions):
     reward = load_reward("function", path=f"{functions}:make", factory={"factor": 10})
     assert reward.score(make_samples(["ab"])) == [20]
@@ -213,6 +222,11 @@ def test_an_async_function_is_a_reward_in_a_pipeline_and_in_stock_trl(name, valu
     assert asyncio.run(reward.ascore(make_samples(["a"]))) == [value]
     assert Pipeline([reward]).score(make_samples(["a"])).rewards.tolist() == [value]
     assert reward(prompts=["p"], completions=["a"]) == [value]
+
+    async def notebook():
+        return reward(prompts=["p"], completions=["a"])
+
+    assert asyncio.run(notebook()) == [value]  # a loop is running where a notebook's cell is
 
 
 def test_a_function_may_say_failed_in_stock_trl_too(write):
@@ -250,6 +264,34 @@ def test_a_reward_takes_a_datasets_column_as_it_takes_a_list():
 
     rows = Dataset.from_dict({"answer": ["4", "5"]})
     assert load_reward("exact_match")(["p", "p"], ["4", "4"], answer=rows["answer"]) == [1.0, 0.0]
+
+
+def test_a_reward_that_is_set_up_is_closed_before_a_pipeline_sets_it_up_again():
+    class Heavy(Reward):
+        def __post_init__(self):
+            self.happened = []
+
+        def setup(self, context):
+            self.happened.append(f"setup {context.seed}")
+
+        def close(self):
+            self.happened.append("close")
+
+    reward = Heavy()
+    reward.setup(Context())
+    Pipeline([reward]).setup(Context(seed=3))
+    assert reward.happened == ["setup 0", "close", "setup 3"]
+
+
+def test_the_judge_of_a_loaded_reward_ends_where_a_pipeline_starts_another():
+    reward = load_reward("judge", endpoint="bundled:judge", model="scripted", criteria="Be short.")
+    address = reward._asker._scripted.url
+    pipeline = Pipeline([reward])
+    pipeline.setup(Context())
+    assert reward._asker._scripted.url != address
+    with pytest.raises(HttpFailure):
+        run_async(HttpClient(address, retries=0).get("/models"))
+    pipeline.close()
 
 
 def test_a_pipeline_takes_plain_reward_functions_under_their_own_names():

@@ -109,14 +109,14 @@ def test_policy_and_value_gradients_equal_a_float64_reference(policy_path, tmp_p
     )  # fmt: skip
     trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS, callbacks=[seen])
     seen.trainer = trainer
-    step_critic = trainer._step_critic
+    keep = trainer._set_gradients_aside
 
     def watched(critic):
         weights = {name: weight.detach().clone() for name, weight in critic.trained.items()}
         critics.append((weights, {name: weight.grad.clone() for name, weight in critic.trained.items()}))
-        return step_critic(critic)
+        return keep(critic)
 
-    trainer._step_critic = watched
+    trainer._set_gradients_aside = watched
     trainer.train()
     model = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float64)
     whole = {name: torch.cat([part[name] for part in trainer._buffered_inputs]) for name in trainer._buffered_inputs[0]
@@ -382,13 +382,13 @@ def test_the_critics_gradients_are_those_of_all_micro_batches_also_while_it_warm
             num_ppo_epochs=1,
         )  # fmt: skip
         trainer = PPOTrainer(policy_path, even, args, train_dataset=PROMPTS, peft_config=LoraConfig(**LORA))
-        step, seen = trainer._step_critic, []
+        keep, seen = trainer._set_gradients_aside, []
 
-        def watched(critic, step=step, seen=seen):
+        def watched(critic, keep=keep, seen=seen):
             seen.append({name: weight.grad.clone() for name, weight in critic.trained.items()})
-            return step(critic)
+            return keep(critic)
 
-        trainer._step_critic = watched
+        trainer._set_gradients_aside = watched
         trainer.critic.trained["value_head.weight"].data.fill_(0.1)  # a head of zeros gives LoRA no gradient
         trainer.train()
         norms.append(seen[0])

@@ -10,6 +10,9 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 import trl_rewards
 from trl_rewards import Pipeline, Reward, RewardError, load_shaper
@@ -195,6 +198,60 @@ def test_a_checkpoint_on_sigterm_resumes_like_any_other(policy_path, tmp_path):
     saved = torch.load(checkpoint / "trl_rewards_rank0.pt", weights_only=True)["state"]
     assert saved["rewards.seen"] == {"seen": 8 * step}
     assert saved["shape.0"]["count"] == 8 * step
+
+
+class AsksToSave(TrainerCallback):
+    """What SIGTERM sets off, at a moment of the second step; and what PPO had learnt after each step."""
+
+    def __init__(self, moment):
+        self.moment, self.learnt = moment, {}
+
+    def follow(self, trainer):
+        self.trainer = trainer
+        (jit,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, JITCheckpointCallback)]
+        self.manager = jit.jit_manager
+
+    def ask(self, moment):
+        if moment == self.moment and self.trainer.state.global_step == 1:
+            self.manager.is_checkpoint_requested = True
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.ask("after the optimiser's step")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        critic = {name: weight.clone() for name, weight in self.trainer.critic.state_dict().items()}
+        self.learnt[state.global_step] = critic, self.trainer.kl.coefficient
+
+
+@pytest.mark.parametrize(("moment", "step"), [("at its rewards", 1), ("after the optimiser's step", 2)])
+def test_ppos_checkpoint_on_sigterm_is_that_of_a_finished_step(moment, step, policy_path, tmp_path):
+    asks = AsksToSave(moment)
+
+    def longer(completions, **kwargs):
+        asks.ask("at its rewards")
+        return [len(str(text)) / 20 for text in completions]
+
+    args = trl_rewards.PPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, max_completion_length=4, max_steps=2, num_ppo_epochs=1,
+        kl_coef=0.2, kl_target=0.1, kl_horizon=10, learning_rate=1e-2, lr_scheduler_type="constant", seed=5,
+        save_strategy="no", enable_jit_checkpoint=True, bf16=False, use_cpu=True, report_to="none", disable_tqdm=True,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    data = Dataset.from_dict({"prompt": [f"the dog sat {number} times" for number in range(8)]})
+    pipeline = Pipeline([longer], shape=[load_shaper("whiten")])
+    trainer = trl_rewards.PPOTrainer(policy_path, None, args, train_dataset=data, pipeline=pipeline, callbacks=[asks])
+    asks.follow(trainer)
+    trainer.train()
+    saved = tmp_path / f"checkpoint-{step}"
+    (critic, coefficient), learner = asks.learnt[step], torch.load(saved / "critic.pt", weights_only=True)
+    assert asks.learnt[1][1] != asks.learnt[2][1], "the coefficient stood still, so nothing was compared"
+    assert learner["kl"] == {"coefficient": coefficient}
+    assert {int(state["step"]) for state in learner["optimizer"]["state"].values()} == {step}
+    found = load_file(saved / "critic.safetensors")
+    assert any(not torch.equal(weight, asks.learnt[3 - step][0][name]) for name, weight in critic.items())
+    assert all(torch.equal(found[name], weight) for name, weight in critic.items())
+    state = torch.load(saved / "trl_rewards_rank0.pt", weights_only=True)["state"]
+    assert state["shape.0"]["count"] == 4 * step
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -15,6 +16,7 @@ import torch
 
 from trl_rewards import Failed, Pipeline, Reward, RewardError, Traced, load_reward
 from trl_rewards.components import Status
+from trl_rewards.events import run_async
 from trl_rewards.schedules import Schedule
 from trl_rewards.scoring import Gate, ScoreCache, Source, drop_rows, fill_holes, run_source
 from trl_rewards.testing import make_samples
@@ -400,6 +402,31 @@ def test_a_coroutine_that_blocks_instead_of_awaiting_is_given_up_and_the_next_on
     scores = run_source(source(Blocks(), timeout=0.2), make_samples(["a"]))
     assert scores == [Failed("took longer than 0.2 s", status="timeout")]
     assert run_source(source(AsyncSleepy(), timeout=5), make_samples(["a"])) == [1.0]
+
+
+def test_a_blocked_loop_is_left_behind_once_however_many_time_out_on_it():
+    started, go_on = threading.Event(), threading.Event()
+
+    async def blocks():
+        started.set()
+        go_on.wait()
+
+    async def loop():
+        return asyncio.get_running_loop()
+
+    def late():
+        with pytest.raises(TimeoutError):
+            run_async(blocks(), timeout=0.5)
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(late)
+        started.wait()
+        with pytest.raises(TimeoutError):
+            run_async(loop(), timeout=0.05)
+        fresh = run_async(loop())
+        second.result()
+        assert run_async(loop()) is fresh
+        go_on.set()
 
 
 @pytest.mark.parametrize("base", [Sleepy, AsyncSleepy])

@@ -89,10 +89,11 @@ class Component:
         """ValueError if an option names a source that is not among these, all of the recipe's. Called early."""
 
     def setup(self, context: Context) -> None:
-        """Load what is heavy. Called once per process, before the policy is loaded."""
+        """Load what is heavy. Called before the policy is loaded; again, after `close`, if it is in a pipeline that is
+        set up after it was used alone."""
 
     def close(self) -> None:
-        """Release what `setup` took."""
+        """Release what `setup` took, if anything: a pipeline calls it before `setup` too."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep (tensors, numbers, strings, lists, dicts). Empty for a stateless component."""

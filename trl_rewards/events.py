@@ -26,5 +26,6 @@ def run_async(coroutine: Coroutine[Any, Any, Any], timeout: float | None = None)
     except TimeoutError:
         if not future.done():
             with _lock:
-                _loop = None
+                if _loop is loop:  # else others' calls are on their way in the one that took its place
+                    _loop = None
         raise

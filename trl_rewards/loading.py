@@ -26,6 +26,7 @@ from trl_rewards.components import (
     Tool,
 )
 from trl_rewards.errors import PluginError, RecipeError, did_you_mean
+from trl_rewards.events import run_async
 from trl_rewards.plugins import component_class, load_target
 from trl_rewards.samples import Failed, Samples
 
@@ -258,11 +259,10 @@ class FunctionReward(Reward):
         }
 
     def __call__(self, prompts, completions, completion_ids=None, **columns):
-        scores = self.function(
-            prompts=prompts, completions=completions, completion_ids=completion_ids, **columns, **self.kwargs
-        )
+        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        scores = self.function(**{**given, **columns, **self.kwargs})
         if self.is_async():  # TRL awaits coroutine functions only, and this is an object
-            scores = asyncio.run(scores)
+            scores = run_async(scores)
         return [None if isinstance(score, Failed) else score for score in scores]
 
 

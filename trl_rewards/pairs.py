@@ -115,7 +115,7 @@ class PairOptions(Selection, Sampling):
     """`sample`: the policy writes the candidates. `dataset`: they are in the `columns` of the dataset."""
     columns: list[str] = field(default_factory=list)
     """With `source: dataset`: one column that holds a list of completions, or several that hold one each. Every row
-    must have as many as the others."""
+    must have as many as the others; rows in which one is missing (None) are left out."""
     candidates: int = 8
     """Per prompt, with `source: sample`. 8 as in RLHF Workflow, https://huggingface.co/papers/2405.07863"""
     rounds: int = 1

@@ -197,10 +197,12 @@ class JudgeReward(JudgeOptions):
 
         try:
             waiting = self._exchanges(samples, self.asks(samples))
-            while waiting and not any(outcomes):
+            while waiting:
                 exchanges += waiting
                 # All are waited for, also when one stops the run: what is under way is paid for, and kept.
                 outcomes = await asyncio.gather(*map(converse, waiting), return_exceptions=True)
+                if any(outcomes):
+                    break
                 waiting = self._exchanges(samples, self.more_asks(samples, _answers(exchanges)))
         except asyncio.CancelledError:  # the source's deadline: what is answered counts
             if not any(exchange.scores for exchange in exchanges):

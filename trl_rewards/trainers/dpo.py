@@ -34,7 +34,7 @@ from trl_rewards.pipeline import Pipeline
 from trl_rewards.plugins import load_plugins
 from trl_rewards.samples import Samples, Text, as_completion, completion_text
 from trl_rewards.scoring import World
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import check_seam, default_folder
 from trl_rewards.trainers.state import read_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,10 @@ class DPOTrainer(trl.DPOTrainer):
             return
         check_seam(type(self), _SEAM)
         self.pairs = pairs or PairOptions()
-        args: Any = args or trl.DPOConfig(f"{os.path.basename(str(model))}-DPO")
+        args: Any = args or trl.DPOConfig(default_folder(model, "DPO"))
         _check(args, self.pairs, train_dataset)
+        if self.pairs.source == "dataset":
+            train_dataset = with_every_completion(train_dataset, self.pairs)
         self._context = Context(device=args.device, seed=args.seed, base_dir=pipeline.base_dir)
         # Before the policy: a wrong path or a missing column should not cost its loading.
         pipeline.setup(self._context)
@@ -478,6 +480,22 @@ def _share(start: int, end: int, world: World) -> range:
 def _completions(row: dict[str, Any], columns: Sequence[str]) -> list[Any]:
     """The completions of a dataset row: a list in one column, or one in each of several."""
     return list(row[columns[0]] or ()) if len(columns) == 1 else [row[column] for column in columns]
+
+
+def with_every_completion(dataset: Dataset, pairs: PairOptions) -> Dataset:
+    """The rows that hold all their completions: a missing one (None) is no empty answer, which a pair could reject.
+
+    A warning says how many are left out; RecipeError where not enough are left.
+    """
+    rows = enumerate(dataset.select_columns(pairs.columns))
+    there = [number for number, row in rows if None not in _completions(row, pairs.columns)]
+    if len(there) == len(dataset):
+        return dataset
+    problem = f"pairs.columns: {len(dataset) - len(there)} of {len(dataset)} rows lack a completion (None)"
+    if len(there) < (pairs.prompts_per_round or 1):
+        raise RecipeError([f"{problem}; too few are left, {len(there)}"], "DPOTrainer")
+    logger.warning("%s and are left out", problem)
+    return dataset.select(there)
 
 
 def _check(args: Any, pairs: PairOptions, dataset: Any) -> None:

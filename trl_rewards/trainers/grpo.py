@@ -12,7 +12,7 @@ import trl
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.preclip import PreClip
 from trl_rewards.trainers.mixin import PipelineMixin
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import LOGPS, check_seam, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,14 @@ class GRPOTrainer(PipelineMixin, trl.GRPOTrainer):
         self.pre_clip = pre_clip
         self._loss_inputs: dict[str, Any] = {}
         if pre_clip is not None:
-            check_seam(type(self), {"_compute_loss": ["self", "model", "inputs"]})
+            check_seam(type(self), {"_compute_loss": ["self", "model", "inputs"], **LOGPS})
+            args = args or self._default_arguments(model)
             _check_pre_clip(pre_clip, args)
         super().__init__(model, reward_funcs, args, *more, **options)
+
+    @staticmethod
+    def _default_arguments(model: Any) -> Any:
+        return trl.GRPOConfig(default_folder(model, "GRPO"))
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
@@ -68,8 +73,6 @@ class GRPOTrainer(PipelineMixin, trl.GRPOTrainer):
 
 def _check_pre_clip(pre_clip: PreClip, args: Any) -> None:
     """ValueError for arguments that it cannot go with; a warning where it changes nothing."""
-    if args is None:
-        return
     if problems := pre_clip.problems(args):
         raise ValueError("\n".join(problems))
     if pre_clip.idle(args):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from trl.trainer.utils import selective_log_softmax
 from trl_rewards.components import OutcomeObjective, Outcomes
 from trl_rewards.scoring import World
 from trl_rewards.trainers.objectives import COLUMNS, ObjectiveMixin, WithColumns
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import check_seam, default_folder
 
 _FUSED_HEAD = Version(trl.__version__) >= Version("1.15")  # log-probabilities without whole logits in memory
 _SEAM = {"compute_ref_log_probs": ["self", "model", "inputs"]}
@@ -50,7 +49,7 @@ class KTOTrainer(ObjectiveMixin, trl.KTOTrainer):
         **options: Any,
     ):
         if objective is not None:
-            args = args or trl.KTOConfig(f"{os.path.basename(str(model))}-kto")
+            args = args or trl.KTOConfig(default_folder(model, "KTO"))
             _check(objective, args, train_dataset)
             args.loss_type = _WITHOUT_KL
         self._take(objective, args, signature, base_dir)

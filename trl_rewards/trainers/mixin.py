@@ -30,7 +30,7 @@ from trl_rewards.samples import Samples
 from trl_rewards.scoring import World
 from trl_rewards.trainers.refill import Generated, merge, more_rows, staying
 from trl_rewards.trainers.rollout import RolloutLogps
-from trl_rewards.trainers.seam import check_seam
+from trl_rewards.trainers.seam import LOGPS, check_seam
 from trl_rewards.trainers.sharing import policy_base
 from trl_rewards.trainers.state import CommittedState, checkpoint_folder, read_state, save_state
 
@@ -42,6 +42,7 @@ _SEAM = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_save": ["self", "output_dir", "state_dict"],
+    **LOGPS,
 }
 
 
@@ -75,14 +76,14 @@ class PipelineMixin(_Trainer):
                 "give reward_funcs or pipeline, not both; load_reward makes a source of any reward function"
             )
         check_seam(type(self), _SEAM)
-        if args is not None:
-            self._check_arguments(args, pipeline)
-            _check_data(options.get("train_dataset", more[0] if more else None), args, pipeline)
+        args = args or self._default_arguments(model)
+        self._check_arguments(args, pipeline)
+        _check_data(options.get("train_dataset", more[0] if more else None), args, pipeline)
         self.shared_base = policy_base(pipeline, model, args)
         self._asked_logps: RolloutLogps | None = None
         self._context = Context(
-            device=args.device if args is not None else None,
-            seed=args.seed if args is not None else 0,
+            device=args.device,
+            seed=args.seed,
             base_dir=pipeline.base_dir,
             shared_base=self.shared_base,
             log_metric=self._log_metric,
@@ -109,6 +110,11 @@ class PipelineMixin(_Trainer):
         self._tell = load_plugins().tell
         self._committed = CommittedState(pipeline.state_dict)
         self.add_callback(self._committed)
+
+    @staticmethod
+    def _default_arguments(model: Any) -> Any:
+        """TRL's own, where none are given: what a pipeline cannot go with is looked for in them too."""
+        raise NotImplementedError
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:

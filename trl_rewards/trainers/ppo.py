@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import get_scheduler
+from transformers import TrainerCallback, get_scheduler
 
 from trl_rewards.components import Reward, RewardBatch
 from trl_rewards.loading import as_reward, load_advantage
@@ -30,8 +30,9 @@ from trl_rewards.trainers.grpo import GRPOTrainer
 from trl_rewards.trainers.kl import KLController, kl_per_token
 from trl_rewards.trainers.mixin import own_tokens, with_mask
 from trl_rewards.trainers.ppo_config import PPOConfig
+from trl_rewards.trainers.seam import default_folder
 from trl_rewards.trainers.sharing import splits_weights
-from trl_rewards.trainers.state import checkpoint_folder
+from trl_rewards.trainers.state import CommittedState, checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class PPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         **options: Any,
     ):
-        args = args or PPOConfig(f"{os.path.basename(str(getattr(model, 'name_or_path', model)))}-PPO")
+        args = args or self._default_arguments(model)
         if not isinstance(args, PPOConfig):
             raise ValueError(f"PPOTrainer takes a PPOConfig, got {type(args).__name__}")
         if pipeline is None:
@@ -87,8 +88,15 @@ class PPOTrainer(GRPOTrainer):
             peft_config=peft_config,
             **options,
         )
+        self._committed_kl = CommittedState(self.kl.state_dict)
+        self.add_callback(self._committed_kl)
         if needs_critic:
             self.critic = self._make_critic(args, quantization_config)
+            self.add_callback(_AfterPolicy(self._step_critic))
+
+    @staticmethod
+    def _default_arguments(model: Any) -> PPOConfig:
+        return PPOConfig(default_folder(model, "PPO"))
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:
@@ -280,7 +288,7 @@ class PPOTrainer(GRPOTrainer):
         return self.critic is not None and self.state.global_step < self.args.critic_warmup_steps
 
     def _train_critic(self, critic: Critic, inputs: dict[str, Any]) -> None:
-        """One micro-batch of the value loss; an optimiser step where the policy makes one."""
+        """One micro-batch of the value loss; where the policy makes an optimiser step, the gradients of one."""
         ids, attention = _whole(inputs)
         mask = inputs["value_mask"]
         # As TRL's token mean: over the tokens of all processes in one optimiser step.
@@ -298,10 +306,10 @@ class PPOTrainer(GRPOTrainer):
             moved = (values.detach() - inputs["old_values"]).abs() > self.args.cliprange_value
             metrics["value/clip_ratio"].append(self._mean_over_tokens(moved.float(), mask))
         if self.accelerator.sync_gradients:
-            metrics["value/grad_norm"].append(self._step_critic(critic))
+            metrics["value/grad_norm"].append(self._set_gradients_aside(critic))
 
-    def _step_critic(self, critic: Critic) -> float:
-        """Average the gradients over processes, clip, step; the gradient's norm before clipping."""
+    def _set_gradients_aside(self, critic: Critic) -> float:
+        """Average the gradients over processes, clip, and keep them for `_step_critic`; their norm before clipping."""
         trained = list(critic.trained.values())
         for parameter in trained:
             if parameter.grad is None:
@@ -310,10 +318,19 @@ class PPOTrainer(GRPOTrainer):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.accelerator.num_processes
         norm = torch.nn.utils.clip_grad_norm_(trained, self.args.max_grad_norm or float("inf"))
-        self.critic_optimizer.step()
-        self.critic_scheduler.step()
+        self._critic_gradients = [parameter.grad for parameter in trained]
         self.critic_optimizer.zero_grad(set_to_none=True)  # before TRL clips the policy's, which share a module
         return norm.item()
+
+    def _step_critic(self) -> None:
+        """Step by the gradients that were set aside."""
+        assert self.critic is not None
+        for parameter, gradient in zip(self.critic.trained.values(), self._critic_gradients, strict=True):
+            parameter.grad = gradient
+        self.critic_optimizer.step()
+        self.critic_scheduler.step()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        self._critic_gradients = []
 
     def _mean_over_tokens(self, values: torch.Tensor, mask: torch.Tensor) -> float:
         totals = self.accelerator.reduce(torch.stack([(values * mask).sum(), mask.sum().float()]), reduction="sum")
@@ -349,7 +366,7 @@ class PPOTrainer(GRPOTrainer):
         if not self.args.should_save:
             return
         folder = checkpoint_folder(self, trial)
-        state: dict[str, Any] = {"kl": self.kl.state_dict()}
+        state: dict[str, Any] = {"kl": self._committed_kl.value}
         if self.critic is not None:
             weights = {name: weight.contiguous().cpu() for name, weight in self.critic.state_dict().items()}
             save_file(weights, os.path.join(folder, _CRITIC))
@@ -365,10 +382,21 @@ class PPOTrainer(GRPOTrainer):
             raise ValueError(f"{checkpoint!r} is no checkpoint of PPO: it has no {_LEARNER}")
         state = torch.load(file, map_location="cpu", weights_only=True)
         self.kl.load_state_dict(state["kl"])
+        self._committed_kl.value = state["kl"]
         if self.critic is not None:
             self.critic.load_state_dict(load_file(os.path.join(checkpoint, _CRITIC)))
             self.critic_optimizer.load_state_dict(state["optimizer"])
             self.critic_scheduler.load_state_dict(state["scheduler"])
+
+
+class _AfterPolicy(TrainerCallback):
+    """Calls when the policy's optimiser has stepped. A checkpoint on SIGTERM may come right before that."""
+
+    def __init__(self, call: Callable[[], None]):
+        self._call = call
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._call()
 
 
 def _whole(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

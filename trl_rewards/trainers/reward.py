@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from trl_rewards.maths import shared_prefix
 from trl_rewards.models.pretrained import without_loading_report
 from trl_rewards.scoring import World
 from trl_rewards.trainers.objectives import COLUMNS, ObjectiveMixin, WithColumns
+from trl_rewards.trainers.seam import default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RewardTrainer(ObjectiveMixin, trl.RewardTrainer):
         **options: Any,
     ):
         if objective is not None:
-            args = args or trl.RewardConfig(f"{os.path.basename(str(model))}-reward")
+            args = args or trl.RewardConfig(default_folder(model, "Reward"))
             _check(objective, args, train_dataset)
         self._take(objective, args, signature, base_dir)
         if objective is None:

@@ -8,10 +8,15 @@ import trl
 
 from trl_rewards.pipeline import Pipeline
 from trl_rewards.trainers.mixin import PipelineMixin
+from trl_rewards.trainers.seam import default_folder
 
 
 class RLOOTrainer(PipelineMixin, trl.RLOOTrainer):
     """`trl.RLOOTrainer` with one more argument, `pipeline=`; without it, TRL's own to the last bit."""
+
+    @staticmethod
+    def _default_arguments(model: Any) -> Any:
+        return trl.RLOOConfig(default_folder(model, "RLOO"))
 
     @classmethod
     def _check_arguments(cls, args: Any, pipeline: Pipeline) -> None:

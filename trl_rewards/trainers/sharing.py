@@ -39,19 +39,19 @@ def policy_base(pipeline: Pipeline, model: Any, args: Any) -> SharedBase | None:
                     f"{name}: {source.name!r} runs on the policy's base, which it must have left before training goes "
                     f"on; leave {name} out, or give the source a model of its own (`path:`)"
                 )
-    if args is not None and (splitter := splits_weights(args)):
+    if splitter := splits_weights(args):
         raise ValueError(
             f"{', '.join(source.name for source in sharing)}: rewards on the policy's base need it whole on each "
             f"rank, and {splitter} splits it; use DDP or ZeRO-2 (a 4-bit base is small), or give "
             "each source a model of its own (`path:`)"
         )
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    options = (args.model_init_kwargs if args is not None else None) or {}
+    options = args.model_init_kwargs or {}
     return SharedBase(
         Loading(
             path=whole if isinstance(whole, str) else whole.config.name_or_path,
             revision=options.get("revision"),
-            device=args.device if args is not None else None,
+            device=args.device,
             trust_remote_code=bool(options.get("trust_remote_code")),
         )
     )

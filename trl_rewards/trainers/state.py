@@ -45,11 +45,15 @@ def _file(folder: str, rank: int) -> str:
 
 
 class CommittedState(TrainerCallback):
-    """A state as of the last finished step: a checkpoint on SIGTERM may come within one."""
+    """A state as of the last finished step: a checkpoint on SIGTERM may come within one.
+
+    A step is finished once the optimiser has stepped. Its `on_step_end` would be too late: transformers' callback that
+    saves on SIGTERM is the first that is told of it.
+    """
 
     def __init__(self, current: Callable[[], dict[str, Any]]):
         self._current = current
         self.value = current()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args, state, control, **kwargs):
         self.value = self._current()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from trl_rewards_judges.comparing import Compared, both_ways, next_round, probability_of_first, win_rates
 
-from trl_rewards import Context, Failed, RewardBatch, Samples, load_advantage, load_reward
+from trl_rewards import Context, Failed, RewardBatch, RewardError, Samples, load_advantage, load_reward
 from trl_rewards.loading import build
 from trl_rewards.models.scripted_judge import ScriptedJudge
 from trl_rewards.testing import make_samples, make_scores, run_reward
@@ -538,3 +538,11 @@ def test_groups_that_are_split_over_processes_have_the_rates_of_whole_ones(run_r
     assert one == two
     assert all(len(set(rates)) > 3 for rates in one)
     assert sum(one[0]) == pytest.approx(12)
+
+
+def test_a_spent_budget_stops_a_run_of_comparisons_as_it_stops_any_other(says):
+    server = says(by_number)  # 110 tokens each
+    reward = load_reward("pairwise_win_rate", endpoint=server.url, in_flight=1, max_total_tokens=110, **JUDGE)
+    with pytest.raises(RewardError, match="the judge's budget is spent: 110 of max_total_tokens 110"):
+        scores(reward, ["1", "2", "3"])
+    assert len(server.requests) == 1
