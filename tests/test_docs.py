@@ -31,6 +31,30 @@ def test_every_recipe_says_what_it_is():
     assert all(header(file) for file in bundled_recipes().values())
 
 
+PAPERS_WITHOUT_A_RECIPE = {
+    "1506.02438": "GAE: ppo/cpu uses it",
+    "2402.03300": "GRPO: the quickstart and most others use it",
+    "1904.09675": "BERTScore needs an encoder that has read much",
+    "1706.04599": "calibrated takes what `trl-rewards calibrate` fits to data of the user's",
+}
+
+
+def test_every_paper_with_a_component_has_a_recipe_for_a_cpu():
+    papers = set(re.findall(r"huggingface\.co/papers/([\d.]+\d)", components_page()))
+    texts = [file.read_text(encoding="utf-8") for name, file in bundled_recipes().items() if "gpu" not in name]
+    lacking = {paper for paper in papers if not any(paper in text for text in texts)}
+    assert lacking == set(PAPERS_WITHOUT_A_RECIPE)
+
+
+def test_every_folder_with_a_gpu_recipe_has_one_for_24_gb_and_one_for_80():
+    named: dict[str, set[str]] = {}
+    for name, file in bundled_recipes().items():
+        if "gpu" in name:
+            cards = re.findall(r"GPUs? of (\d+) GB", file.read_text(encoding="utf-8"))
+            named.setdefault(name.split("/")[0], set()).update(cards)
+    assert {folder for folder, cards in named.items() if not {"24", "80"} <= cards} == set()
+
+
 def test_gpu_recipes_fit_the_card_that_they_name():
     too_large = {}
     for name, made in gpu_plans().items():
