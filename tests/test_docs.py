@@ -35,8 +35,6 @@ PAPERS_WITHOUT_A_RECIPE = {
     "1506.02438": "GAE: ppo/cpu uses it",
     "2402.03300": "GRPO: the quickstart and most others use it",
     "1904.09675": "BERTScore needs an encoder that has read much",
-    "2505.02387": "RM-R1's judge",
-    "2509.08826": "RewardDance's judge",
     "1706.04599": "calibrated takes what `trl-rewards calibrate` fits to data of the user's",
 }
 

@@ -1,8 +1,9 @@
-"""The script beside recipe flr/cpu: what it teaches is what the reward shows."""
+"""The scripts beside recipes flr/cpu, rewarddance/cpu and rm-r1/cpu: what they teach is what rewards show."""
 
 from __future__ import annotations
 
 import random
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,21 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_rewards_judges.rm_r1 import winner
 
 from trl_rewards import load_reward
 from trl_rewards.bundled import make, model_path
 from trl_rewards.testing import make_samples
 
-RECIPE = Path(__file__).parents[3] / "recipes/flr"
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def script(recipe):
+    return SimpleNamespace(**runpy.run_path(str(RECIPES / recipe / "start.py")))
+
+
+def options(recipe):
+    return yaml.safe_load((RECIPES / recipe / "cpu.yaml").read_text())["rewards"][0]["with"]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +44,7 @@ def test_a_taught_model_says_it_in_words_that_are_tokens(tmp_path):
 
 
 def test_flrs_user_reads_an_answer_as_the_reward_shows_it(questions):
-    flr = SimpleNamespace(**runpy.run_path(str(RECIPE / "start.py")))
-    given = yaml.safe_load((RECIPE / "cpu.yaml").read_text())["rewards"][0]["with"]
+    flr, given = script("flr"), options("flr")
     assert given["utterances"] == {name: {"positive": [a], "negative": [b]} for name, (a, b) in flr.SAID.items()}
     reward = load_reward("flr", **(given | {"path": str(model_path()), "device": "cpu", "dtype": "float32"}))
     reward.score(make_samples(["a"], prompts=["b"]))
@@ -48,3 +57,34 @@ def test_flrs_user_reads_an_answer_as_the_reward_shows_it(questions):
         shown = reader._chat([{"role": "user", "content": question.text}], make.REPLIES[kind](again, question))
         before = reader._tails[0]
         assert tokenizer(chat)["input_ids"] == shown + before.ids[: before.start]
+
+
+def test_rewarddances_judge_is_asked_as_the_reward_asks(questions):
+    dance, given = script("rewarddance"), options("rewarddance")
+    words = {"model": str(model_path()), "device": "cpu", "yes": ["true"], "no": ["false"]}
+    reward = load_reward("yes_token", **(given | words))
+    rng = random.Random(0)
+    for question in questions:
+        reply, kind = dance.answer(rng, question)
+        assert dance.OPINIONS[kind].split(",")[0] == ("yes" if kind == "clean" else "no")
+        gold = dance.reference(rng, question)
+        (ask,) = reward.asks(make_samples([reply], prompts=[question.text], reference=[gold]))
+        text = dance.asked(given["template"], rng, gold, reply)
+        assert _without_numbers(text) == _without_numbers(ask.messages[0]["content"])
+
+
+def _without_numbers(text):
+    return re.sub(r"-[0-9a-f]{16}>", ">", text)
+
+
+def test_rm_r1s_careless_judge_is_right_where_it_looks():
+    judge = script("rm-r1")
+    rng = random.Random(0)
+    right = {True: [], False: []}
+    for question in make.more_questions(rng, 600, set()):
+        best = rng.choice("AB")
+        said = judge.verdict(rng, judge.pair(rng, question)["does"], best)
+        right["<rubric>" in said].append(winner(said) == best)
+    assert all(right[True])
+    assert len(right[True]) == pytest.approx(600 * judge.CAREFUL, rel=0.2)
+    assert sum(right[False]) / len(right[False]) == pytest.approx(0.5, abs=0.08)
