@@ -14,6 +14,7 @@ ways to train is a claim: `trl-rewards reproduce`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import statistics
@@ -26,22 +27,23 @@ COST = "cost.json"
 
 
 def run(recipe: str, seed: int, folder: Path, more: list[str]) -> None:
-    """Train, unless it is done already."""
-    if (folder / COST).is_file():
+    """Train, unless it is done already, by the recipe as it is."""
+    made = hashlib.sha256((RECIPES / recipe).read_bytes() + repr(more).encode()).hexdigest()
+    if (folder / COST).is_file() and json.loads((folder / COST).read_text(encoding="utf-8"))["made"] == made:
         return
     command = [sys.executable, "recipes/train.py", "--config", f"recipes/{recipe}", "--seed", str(seed)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, "--output_dir", str(folder), *more], cwd=RECIPES.parent, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    (folder / COST).write_text(json.dumps({"seconds": seconds}))
+    (folder / COST).write_text(json.dumps({"seconds": seconds, "made": made}), encoding="utf-8")
 
 
 def values(folder: Path, key: str) -> list[float]:
     """Of a run with rounds: before the first and after each. Of others: the first and the last."""
     if (folder / "held_out.json").is_file():
-        return [found[key] for found in json.loads((folder / "held_out.json").read_text()).values()]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [found[key] for found in json.loads((folder / "held_out.json").read_text(encoding="utf-8")).values()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [line[key] for line in lines if key in line]
     if not logged:
         known = ", ".join(sorted({key for line in lines for key in line}))
@@ -55,12 +57,16 @@ def span(found: tuple[float, ...]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("recipe", help="below recipes/, such as dpo/cpu.yaml")
     parser.add_argument("measures", nargs="+", metavar="WORDS=KEY", help="what a metric is called, and its key")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write the line into recipes/results.json")
     given, more = parser.parse_known_args()
+    if given.save and more:
+        parser.error(f"--save keeps what the recipe does as it is; leave out {' '.join(more)}")
     name = given.recipe.removesuffix(".yaml")
     folders = [RECIPES.parent / "runs" / "seeds" / f"{name.replace('/', '-')}-{seed}" for seed in range(given.seeds)]
     for seed, folder in enumerate(folders):
@@ -71,7 +77,9 @@ def main() -> None:
         said, _, key = each.rpartition("=")
         series = zip(*(values(folder, key) for folder in folders), strict=True)
         parts.append(f"{said} {' -> '.join(map(span, series))}")
-    seconds = statistics.fmean(json.loads((folder / COST).read_text())["seconds"] for folder in folders)
+    seconds = statistics.fmean(
+        json.loads((folder / COST).read_text(encoding="utf-8"))["seconds"] for folder in folders
+    )
     seeds = f"{given.seeds} seeds" if given.seeds > 1 else "1 seed"
     line = f"{', '.join(parts)}; {seeds}, {seconds:.0f} CPU seconds a run"
     if given.save:

@@ -11,6 +11,7 @@ import typer
 
 from trl_rewards import Recipe
 from trl_rewards.cli import app
+from trl_rewards.recipe import spec_of_word
 from trl_rewards.recipe_files import bundled_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +26,7 @@ def header_commands(file: Path) -> list[list[str]]:
             break
         lines.append(line)
     joined = "\n".join(lines).replace("\\\n#", " ").splitlines()
-    said = [line.removeprefix("#   ") for line in joined if line.startswith("#   ")]
+    said = [line[1:].strip() for line in joined if line.startswith("#   ")]
     return [shlex.split(line, comments=True) for line in said if line.startswith(STARTS)]
 
 
@@ -43,6 +44,8 @@ def test_a_headers_command_exists_with_its_options(name, words):
             context = typer.main.get_command(app).commands[command].make_context(command, rest)
             if config := context.params.get("config"):
                 Recipe.load(config, check_trl=False)
+            for reward in context.params.get("reward") or ():
+                spec_of_word(reward, "--reward")
         case ["accelerate", "launch", "recipes/train.py", "--config", recipe, *overrides]:
             Recipe.load(ROOT / recipe, ["--use_cpu", "true", *overrides])
         case ["…", *overrides]:

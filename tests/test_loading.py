@@ -23,6 +23,7 @@ from trl_rewards.commands.show import describe
 from trl_rewards.events import run_async
 from trl_rewards.loading import check_options, option_docs, options_of
 from trl_rewards.models.http import HttpClient, HttpFailure
+from trl_rewards.scoring import Source
 from trl_rewards.testing import make_samples
 
 
@@ -266,21 +267,22 @@ def test_a_reward_takes_a_datasets_column_as_it_takes_a_list():
     assert load_reward("exact_match")(["p", "p"], ["4", "4"], answer=rows["answer"]) == [1.0, 0.0]
 
 
-def test_a_reward_that_is_set_up_is_closed_before_a_pipeline_sets_it_up_again():
-    class Heavy(Reward):
-        def __post_init__(self):
-            self.happened = []
-
-        def setup(self, context):
-            self.happened.append(f"setup {context.seed}")
-
-        def close(self):
-            self.happened.append("close")
-
-    reward = Heavy()
-    reward.setup(Context())
-    Pipeline([reward]).setup(Context(seed=3))
-    assert reward.happened == ["setup 0", "close", "setup 3"]
+def test_a_loaded_reward_is_closed_before_a_pipeline_sets_it_up_again_and_a_fresh_one_is_not(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from trl_rewards import Reward\n\n\n"
+        "class Heavy(Reward):\n"
+        "    def setup(self, context):\n        self.happened = [*vars(self).get('happened', []), context.seed]\n\n"
+        "    def close(self):\n        self.happened.append('close')\n\n"
+        "    def score(self, samples):\n        return [0.0] * len(samples)\n",
+        encoding="utf-8",
+    )
+    reward = load_reward(f"{file}:Heavy")
+    fresh = type(reward)()
+    pipeline = Pipeline([reward, Source("fresh", fresh)])
+    pipeline.setup(Context(seed=3))
+    assert reward.happened == [0, "close", 3]
+    assert fresh.happened == [3]
 
 
 def test_the_judge_of_a_loaded_reward_ends_where_a_pipeline_starts_another():

@@ -71,6 +71,8 @@ class Component:
     columns: ClassVar[tuple[str, ...]] = ()
     """Dataset columns that it reads (`("*",)`: all). Checked before any model is loaded; override `reads` if an option
     names one."""
+    used_alone = False
+    """Whether `load_reward` has set it up: a pipeline that takes it closes it before it sets it up again."""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -93,7 +95,7 @@ class Component:
         set up after it was used alone."""
 
     def close(self) -> None:
-        """Release what `setup` took, if anything: a pipeline calls it before `setup` too."""
+        """Release what `setup` took."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep (tensors, numbers, strings, lists, dicts). Empty for a stateless component."""

@@ -39,6 +39,7 @@ def load_reward(use: str, /, **options: Any) -> Reward:
     """
     reward = _load("reward", use, options)
     reward.setup(Context())
+    reward.used_alone = True
     return reward
 
 

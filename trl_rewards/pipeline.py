@@ -234,7 +234,9 @@ class Pipeline:
         """Load what is heavy in every component."""
         context.sources = {source.name: source.reward for source in self.sources}
         for component in self.components().values():
-            component.close()  # load_reward has set it up already, and two of its models may not fit side by side
+            if component.used_alone:  # two of its models may not fit side by side
+                component.close()
+                component.used_alone = False
             component.setup(context)
 
     def close(self) -> None:

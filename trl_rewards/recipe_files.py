@@ -94,7 +94,7 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # a SafeLoader
 
 
-def read_yaml(file: str, source: str) -> dict[str, Any]:
+def read_yaml(file: str, source: str, what: str = "a recipe") -> dict[str, Any]:
     try:
         raw = load_yaml(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -102,9 +102,9 @@ def read_yaml(file: str, source: str) -> dict[str, Any]:
         line = f"line {where.line + 1}: " if where else ""
         raise RecipeError([f"not YAML: {line}{getattr(error, 'problem', None) or error}"], source=source) from None
     if raw is None:
-        raise RecipeError(["the file is empty; a recipe is a mapping with at least `rewards:`"], source=source)
+        raise RecipeError([f"the file is empty; {what} is a mapping of keys"], source=source)
     if not isinstance(raw, dict):
-        raise RecipeError([f"a recipe is a mapping of keys, got a {type(raw).__name__}"], source=source)
+        raise RecipeError([f"{what} is a mapping of keys, got a {type(raw).__name__}"], source=source)
     return raw
 
 

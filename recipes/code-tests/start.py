@@ -3,8 +3,8 @@ needs.
 
     python recipes/code-tests/start.py        # writes runs/code-tests; a minute
 
-A question is like "Start with x. Add 5. Double it. Write f(x).", and the program a function of one expression. More
-than half of the programs that the policy is taught have a fault. It is taught no question of the test split.
+A question is like "Start with x. Add 5. Double it. Write f(x).", and the program a function of one expression. About
+half of the programs that the policy is taught have a fault. It is taught no question of the test split.
 """
 
 from __future__ import annotations

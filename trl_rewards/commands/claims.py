@@ -148,7 +148,7 @@ def load_claim(source: str) -> Claim:
     if file is None:
         hint = did_you_mean(source, known)
         raise RecipeError([f"no such file, nor a bundled claim{hint} ({', '.join(known)})"], source=source)
-    return _parse(read_yaml(str(file), source), file, source)
+    return _parse(read_yaml(str(file), source, "a claim"), file, source)
 
 
 def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:

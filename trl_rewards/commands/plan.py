@@ -169,7 +169,7 @@ def plan(config: str, overrides: Sequence[str] = (), prompt_tokens: int = 512) -
 def served_beside(text: str) -> float:
     """GiB that servers hold on a recipe's own card, by the header of its file: the `--gpu-memory-utilization` of each
     `vllm serve` there, of the card that it names ("One GPU of 80 GB"). Without a share a server is on another card."""
-    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())).replace("\\\n#", " ")
     shares = re.findall(r"^# +vllm serve .*--gpu-memory-utilization[ =]([0-9.]+)", header, re.MULTILINE)
     return sum(map(float, shares)) * (named_card(text) or 0)
 

@@ -331,7 +331,7 @@ class WorkFile:
             raise RewardError(f"{path} holds {what}; delete it, or give the same arguments again")
         whole = [line for line in lines[1:] if line.endswith("\n")]
         path.parent.mkdir(parents=True, exist_ok=True)
-        if lines[:1] + whole != lines or not lines:
+        if lines != [header + "\n", *whole]:
             write_whole(path, header + "\n" + "".join(whole))
         self.path, self.lines = path, [json.loads(line) for line in whole]
 

@@ -49,7 +49,7 @@ def test_labels_stand_where_the_reward_reads_scores_up_to_the_first_wrong_step(p
     tokenizer, layout = process.new_tokenizer(), process.READ[0]
     for steps, label, wanted in ((["1", "3", "3"], 1, [1, 0]), (["1", "2"], -1, [1, 1])):
         places = encode_steps(tokenizer, layout, "1 + 1?", steps).places
-        ids, labels = process.encoded(tokenizer, layout, process.Solution("1 + 1?", steps, label))
+        ids, labels = process.encoded(tokenizer, layout, process.Solution("1 + 1?", steps, label, "clean"))
         assert len(ids) == len(labels)
         assert {at: each for at, each in enumerate(labels) if each >= 0} == dict(zip(places, wanted, strict=False))
 
