@@ -124,8 +124,11 @@ def run_ranks(tmp_path):
 
     def run(script: str, ranks: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         file = tmp_path / "ranks.py"
-        # Without an end to the group, a thread of gloo's may outlive the interpreter and abort the process.
-        end = "\nimport torch.distributed as d\nif d.is_initialized():\n    d.destroy_process_group()\n"
+        # Threads of gloo's may outlive the group, and then the interpreter, which they abort: so without its end.
+        end = (
+            "\nimport os, sys\nimport torch.distributed as d\nif d.is_initialized():\n    d.destroy_process_group()\n"
+        )
+        end += "sys.stdout.flush()\nos._exit(0)\n"
         file.write_text(script + end)
         # Not `accelerate launch --cpu`, which runs one process whatever it is told.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
