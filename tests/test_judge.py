@@ -214,7 +214,7 @@ def test_a_request_that_fails_is_a_hole_that_says_why():
         (score,) = scores(load_reward("judge", endpoint=server.url, **options, **SHORT), ["a"])
         assert score == Failed("POST /chat/completions: no answer within 0.1 s", "timeout")
         wrong = server.url.removesuffix("/v1")
-        (score,) = scores(load_reward("judge", endpoint=wrong, **options, **SHORT), ["a"])
+        (score,) = scores(load_reward("judge", endpoint=wrong, attempts=1, **SHORT), ["a"])
         assert score.reason.startswith("POST /chat/completions: 404 Not Found: no /chat/completions")
         assert score.status == "failed"
 
