@@ -197,6 +197,14 @@ def test_a_claim_that_is_taken_for_a_recipe_says_what_runs_it():
         Recipe.load(claims()["par"])
 
 
+def test_variation_is_the_deviation_over_the_mean(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "a": 1.0, "b": null}\n{"step": 2, "a": 3.0, "b": 1.0}\n', encoding="utf-8"
+    )
+    assert measured(Measure("a", take="variation"), tmp_path) == pytest.approx(2**0.5 / 2)
+    assert measured(Measure("b", take="variation"), tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("direction", "sign", "line"),
     [("higher", 1, 0.1), ("lower", -1, -0.1), ("not_higher", -1, 0.1), ("not_lower", 1, -0.1)],

@@ -53,9 +53,10 @@ class Measure:
     """A metric's name, or a key of the file."""
     file: str = "metrics.jsonl"
     """In the run's folder; JSON lines, or one JSON object."""
-    take: Literal["last", "first", "gain", "mean", "steps_to"] = "last"
+    take: Literal["last", "first", "gain", "mean", "variation", "steps_to"] = "last"
     """Of the lines with the key: the mean of the last `window`, the first, the difference of the two, the mean of all,
-    or the step at which the mean of `window` reaches `level`; a step more than the last, where it never does."""
+    their standard deviation over that mean, or the step at which the mean of `window` reaches `level`; a step more
+    than the last, where it never does."""
     window: int = 1
     level: float | None = None
     unit: str = ""

@@ -116,7 +116,9 @@ def measured(measure: Measure, folder: Path) -> float | None:
         return float(found[-1][0] + 1)
     first, last = _mean(series[:1]), _mean(series[-measure.window :])
     gain = last - first if first is not None and last is not None else None
-    return {"last": last, "first": first, "gain": gain, "mean": _mean(series)}[measure.take]
+    mean = _mean(series)
+    variation = statistics.stdev(series) / mean if mean and len(series) > 1 else None
+    return {"last": last, "first": first, "gain": gain, "mean": mean, "variation": variation}[measure.take]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
