@@ -168,6 +168,7 @@ def test_plan_says_whether_a_recipe_fits_a_card(policy_path, tmp_path):
     assert made["notes"] == [f"model: {policy_path} is on cuda:1, not counted"]
     found = CliRunner().invoke(app, ["plan", str(recipe), "--card", "0.5"])
     assert found.exit_code == 1
+    assert "does not fit a card of 0.5 GiB" in found.output
     assert "fits a card of 16 GiB" in found.output
 
 
@@ -177,6 +178,15 @@ def planned(policy_path, tmp_path, **options):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe | options))
     return plan(str(file))
+
+
+def test_a_critic_of_its_own_is_counted_with_its_adapter():
+    name = "Skywork/Skywork-Reward-V2-Qwen3-1.7B"
+    made = plan("ppo/gpu-4bit", ["--critic", "model", "--critic_model_name_or_path", name])
+    sizes = {part.what: part.size for part in made.parts}
+    widths = 2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144)  # queries and output, keys and values, the MLP
+    assert sizes["critic's adapter"] == pytest.approx(2 * 32 * 28 * widths, rel=0.01)  # rank 32, 28 layers, 16 bits
+    assert 0.5 < sizes["critic"] / shape_of(name, classifier=True).parameters < 1.0  # in 4 bits, but for embeddings
 
 
 def test_vllm_that_sleeps_takes_its_share_while_it_generates(policy_path, tmp_path):

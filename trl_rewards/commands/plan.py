@@ -6,6 +6,7 @@ counted, and the height of each phase of a step is the sum of what is there then
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Sequence
@@ -230,7 +231,9 @@ def _critic(made: Plan, run: _Run) -> int:
         made.add("critic", critic.weights(run.dtype, run.quantization, run.nested))
         if not run.lora:
             return critic.parameters
-        count = critic.adapter(run.lora)
+        lora = copy.deepcopy(run.lora)
+        lora.task_type, lora.modules_to_save = None, None  # as the trainer: a critic is no language model
+        count = critic.adapter(lora)
     else:
         count = run.parameters
     made.add("critic's adapter", count * run.size)
