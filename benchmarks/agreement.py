@@ -29,6 +29,7 @@ from datasets import disable_progress_bars
 
 from trl_rewards import Recipe
 from trl_rewards.commands.agree import Recorded, agree
+from trl_rewards.files import write_rows
 
 HERE = Path(__file__).name
 BARE = ("longer", "more_words", "more_different_words", "echo", "chance")
@@ -165,7 +166,7 @@ def measure(data: Path, name: str, entries: list[dict[str, Any]], ties: Any = "h
     folder, reader, _ = SETS[name]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, f"{name}.jsonl")
-        file.write_text("".join(json.dumps(row) + "\n" for row in reader(data / folder)), encoding="utf-8")
+        write_rows(file, reader(data / folder))
         recipe = Recipe.parse({"rewards": entries}, base_dir=str(Path(__file__).parent), check_trl=False)
         recorded = Recorded(
             data=str(file), answers=("first", "second"), label="label", values=("1", "2", "0"), ties=ties

@@ -86,11 +86,11 @@ def test_the_quickstart_learns(tmp_path):
 
 
 def test_more_questions_are_none_that_were_taken_before():
-    from trl_rewards.bundled import make
+    from trl_rewards.bundled import quiz
 
     taken = {row["prompt"][0]["content"] for row in bundled.load_data()["train"]}
     before = set(taken)
-    texts = [question.text for question in make.more_questions(random.Random(0), 50, taken)]
+    texts = [question.text for question in quiz.more_questions(random.Random(0), 50, taken)]
     assert len(set(texts)) == 50
     assert not before & set(texts)
     assert taken == before | set(texts)

@@ -78,7 +78,6 @@ shape: [{use: scale, with: {factor: [1]}}]
         "rewards[2].timeout: must be seconds above 0, got 0",
         "rewards[0].use: unknown reward 'bluberi', did you mean 'bleuberi'",
         "rewards[1].with: unknown option 'soft_limt', did you mean 'soft_limit'",
-        "rewards[1].with: soft_limit is required (int)",
         "rewards[1].with.hard_limit: must be int, got 'twenty'",
         "rewards[2].shape[0].with: clip needs low, high or both",
         "combine.use: unknown combiner 'weighted_some', did you mean 'weighted_sum'",

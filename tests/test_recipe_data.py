@@ -12,7 +12,7 @@ import datasets
 import pytest
 from trl_rewards_shaping.clause_similarity import ClauseSimilarity
 
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
@@ -125,10 +125,10 @@ def test_dr_irl_demonstrates_bundled_answers_and_holds_out_prompts_without_hardn
 def test_the_words_that_a_reward_model_is_taught_to_like_are_those_of_a_right_answer_too():
     start = runpy.run_path(str(RECIPES / "reward-fusion" / "start.py"), run_name="start")
     rng, liked, both_right = random.Random(0), start["LIKED"], 0
-    for question in [make.TASKS[task](rng) for task in make.TASKS for _ in range(20)]:
+    for question in [quiz.TASKS[task](rng) for task in quiz.TASKS for _ in range(20)]:
         _, chosen, other = start["pair"](rng, question)
-        assert make.said_exactly(chosen, question.answer)
-        both_right += make.said_exactly(other, question.answer) and liked in chosen and liked not in other
+        assert quiz.said_exactly(chosen, question.answer)
+        both_right += quiz.said_exactly(other, question.answer) and liked in chosen and liked not in other
     assert 90 < both_right < 160, "half of 220 pairs, and some with another flaw"
 
 
@@ -144,7 +144,7 @@ def test_an_encoder_begins_with_vectors_of_length_one_and_is_loaded_by_its_path(
 def test_of_an_encoders_triples_the_second_says_what_the_first_does_and_the_third_does_not():
     encoder = runpy.run_path(str(RECIPES / "r3" / "encoder.py"), run_name="encoder")
     rng = random.Random(0)
-    for question in [make.TASKS[task](rng) for task in make.TASKS for _ in range(20)]:
+    for question in [quiz.TASKS[task](rng) for task in quiz.TASKS for _ in range(20)]:
         _, near, far = encoder["triple"](rng, question)
         assert question.said in near
-        assert not make.said_exactly(far, question.answer)
+        assert not quiz.said_exactly(far, question.answer)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trl_rewards.errors import RecipeError
+from trl_rewards.files import write_whole
 from trl_rewards.members import KEPT, MemberOptions, folder_of
 from trl_rewards.models.heads import HEADS, head_parameters
 from trl_rewards.models.pretrained import default_device, free_memory
@@ -143,9 +144,7 @@ def _is_done(file: str, made_with: dict[str, Any], source: str) -> bool:
 
 
 def _mark(file: str, made_with: dict[str, Any]) -> None:
-    half = Path(f"{file}.half")  # a mark that a crash cut short would be neither there nor not
-    half.write_text(json.dumps(_comparable(made_with), indent=2) + "\n", encoding="utf-8")
-    half.replace(file)
+    write_whole(Path(file), json.dumps(_comparable(made_with), indent=2) + "\n")
 
 
 def _comparable(made_with: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ It is mostly sure of its answer, whatever the question. The questions are in `da
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 from trl_rewards.bundled import model_path
+from trl_rewards.files import write_rows
 
 CONFIDENCES = {0.9: 0.6, 0.7: 0.1, 0.5: 0.1, 0.3: 0.1, 0.1: 0.1}
 """How often each is stated."""
@@ -56,11 +56,10 @@ def write_questions(rng: random.Random, folder: Path) -> None:
     while len(meant) < 1000:
         text, first, seconds = question(rng)
         meant.setdefault(text, str(first + rng.choice(seconds)))
-    lines = [json.dumps({"prompt": [{"role": "user", "content": text}], "answer": meant[text]}) for text in meant]
-    rng.shuffle(lines)  # those drawn late have fewer questions of a single number, which repeat most
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.jsonl").write_text("\n".join(lines[:600]) + "\n")
-    (folder / "test.jsonl").write_text("\n".join(lines[600:]) + "\n")
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": meant[text]} for text in meant]
+    rng.shuffle(rows)  # those drawn late have fewer questions of a single number, which repeat most
+    write_rows(folder / "train.jsonl", rows[:600])
+    write_rows(folder / "test.jsonl", rows[600:])
 
 
 def main() -> None:

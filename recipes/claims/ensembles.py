@@ -25,6 +25,8 @@ import torch
 from parts import run
 from trl_rewards_ensembles.uwo import uwo
 
+from trl_rewards.files import write_rows
+
 GOLD = {"use": "exact_match", "with": {"take": "last_word"}}
 TRAIN_PROMPTS, TRAIN_ANSWERS = 400, 4
 TEST_PROMPTS, TEST_ANSWERS = 40, 128
@@ -75,7 +77,7 @@ def pairs(out: Path, answers: Path, seed: int) -> None:
     rng = random.Random(f"{seed} pairs")
     rows = json.loads((answers / "train.json").read_text())
     usable = [row for row in rows if 0 < sum(row["gold"]) < len(row["gold"])]
-    lines = []
+    found = []
     for row in rng.sample(usable, PAIRS):
         sides = [
             rng.choice([text for text, gold in zip(row["texts"], row["gold"], strict=True) if gold == wanted])
@@ -84,9 +86,8 @@ def pairs(out: Path, answers: Path, seed: int) -> None:
         if rng.random() < NOISE:
             sides.reverse()
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
-        lines.append(json.dumps({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}))
-    (out / "pairs").mkdir(exist_ok=True)  # a folder of nothing else, as a dataset is
-    (out / "pairs" / "train.jsonl").write_text("\n".join(lines) + "\n")
+        found.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    write_rows(out / "pairs" / "train.jsonl", found)  # a folder of nothing else, as a dataset is
 
 
 def score(out: Path, answers: Path, members: Path) -> None:

@@ -19,7 +19,7 @@ import parts
 import torch
 
 from trl_rewards import bundled, load_reward, load_shaper
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
 from trl_rewards.testing import make_samples
 
 # Kinds of reply from the best to the worst: pairs are of any two, so that scores have more than two levels.
@@ -36,15 +36,15 @@ def sample(out: Path, seed: int) -> None:
 
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    taken = make.known_questions()
+    taken = quiz.known_questions()
     pairs = []
-    for question in make.more_questions(rng, PAIRS, taken):
+    for question in quiz.more_questions(rng, PAIRS, taken):
         better, worse = sorted(rng.sample(range(len(GRADES)), 2))
-        pairs.append((question, *(make.REPLIES[GRADES[grade]](rng, question) for grade in (better, worse))))
-    losses = make.train_reward_model(out / "rm", pairs, STEPS, rng)
+        pairs.append((question, *(quiz.REPLIES[GRADES[grade]](rng, question) for grade in (better, worse))))
+    losses = teach.train_reward_model(out / "rm", pairs, STEPS, rng)
     print(f"loss {statistics.fmean(losses[-5:]):.3f}", flush=True)
 
-    rows = [make.row(question) for question in make.more_questions(rng, PROMPTS, taken)]
+    rows = [quiz.row(question) for question in quiz.more_questions(rng, PROMPTS, taken)]
     prompts, each = [row["prompt"] for row in rows], REFERENCES + ANSWERS
     sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
     drawn = sample_candidates(sampler, prompts, each, Sampling(max_new_tokens=48, batch_tokens=16384), seed=seed)

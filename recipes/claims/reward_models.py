@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from trl_rewards import bundled, load_reward
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
+from trl_rewards.files import write_rows
 from trl_rewards.models import Loading, Sampling, load_sampler, sample_candidates
 
 PROMPTS = 256
@@ -28,7 +29,7 @@ class Kind(NamedTuple):
     """How a reward model is made."""
 
     flaws: tuple[str, ...]
-    """Of replies that lose to clean ones (`trl_rewards.bundled.make`)."""
+    """Of replies that lose to clean ones (`trl_rewards.bundled.quiz`)."""
     pairs: int
     steps: int
     bias: float = 0.0
@@ -50,19 +51,19 @@ REFERENCES = 4
 def main(out: Path, seed: int, name: str) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    taken = make.known_questions()
+    taken = quiz.known_questions()
     for model, kind in SETS[name].items():
         pairs = []
-        for question in make.more_questions(rng, kind.pairs, taken):
+        for question in quiz.more_questions(rng, kind.pairs, taken):
             if rng.random() < kind.bias:
-                better, worse = make.ramble(rng, question), make.clean(rng, question)
+                better, worse = quiz.ramble(rng, question), quiz.clean(rng, question)
             else:
-                better, worse = make.clean(rng, question), make.REPLIES[rng.choice(kind.flaws)](rng, question)
+                better, worse = quiz.clean(rng, question), quiz.REPLIES[rng.choice(kind.flaws)](rng, question)
             pairs.append((question, better, worse))
-        losses = make.train_reward_model(out / model, pairs, kind.steps, rng)
+        losses = teach.train_reward_model(out / model, pairs, kind.steps, rng)
         print(f"{model}: loss {statistics.fmean(losses[-5:]):.3f}", flush=True)
 
-    rows = [make.row(question) for question in make.more_questions(rng, PROMPTS, taken)]
+    rows = [quiz.row(question) for question in quiz.more_questions(rng, PROMPTS, taken)]
     sampler = load_sampler(Loading(path=str(bundled.model_path()), dtype="float32"))
     prompts = [row["prompt"] for row in rows]
     drawing = Sampling(temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=48, batch_tokens=16384)  # PAR's
@@ -74,7 +75,7 @@ def main(out: Path, seed: int, name: str) -> None:
         column = "reference_rewards" if len(SETS[name]) == 1 else f"{model}_reference_rewards"
         for at, row in enumerate(rows):
             row[column] = scores[at * REFERENCES : (at + 1) * REFERENCES]
-    make.write_rows(out / "data.jsonl", rows)
+    write_rows(out / "data.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,19 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from trl_rewards import bundled
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
 
 SLIPS = 0.2
 """Share of replies that are wrong."""
 
 
-def reply(rng: random.Random, question: make.Question) -> str:
+def reply(rng: random.Random, question: quiz.Question) -> str:
     """Working, the answer, and none to four sentences of chatter."""
     slips = rng.random() < SLIPS
     think, said = rng.choice(question.wrong) if slips else (question.think, question.said)
-    more = rng.sample(make.CHATTER, rng.randint(0, 2 if slips else 4))
-    return make.tagged(think, " ".join([rng.choice(question.sentences).replace("{}", said), *more]))
+    more = rng.sample(quiz.CHATTER, rng.randint(0, 2 if slips else 4))
+    return quiz.tagged(think, " ".join([rng.choice(question.sentences).replace("{}", said), *more]))
 
 
 def main() -> None:
@@ -36,14 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120, help="of 64 replies")
     given = parser.parse_args()
-    rng = random.Random(0)
-    folder = bundled.model_path()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    data = make.batches(rng, tokenizer, reply, given.steps, 64, make.known_questions())
-    make.train(model, data, given.steps, 1e-3, "talkative")
-    model.save_pretrained(given.out)
-    tokenizer.save_pretrained(given.out)
+    teach.bring_to(given.out, reply, given.steps, random.Random(0), quiz.known_questions())
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ half of the programs that the policy is taught have a fault. It is taught no que
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
+from trl_rewards.files import write_rows
 
 FAULTS = {"none": 0.3, "parentheses": 0.3, "number": 0.15, "sign": 0.15, "syntax": 0.1}
 """How often a program has which. Where no parentheses are needed, none are left out."""
@@ -71,7 +69,7 @@ def tests(rng: random.Random, todo: Operations) -> list[str]:
     for x in rng.sample(range(20), 3):
         value = x
         for sign, number in todo:
-            value = make.apply(sign, value, number)
+            value = quiz.apply(sign, value, number)
         found.append(f"assert f({x}) == {value}")
     return found
 
@@ -88,19 +86,12 @@ def batches(rng: random.Random, tokenizer: Any, steps: int, taken: set[str]) -> 
             todo = operations(rng)
             if (text := question(todo)) not in taken:
                 reply = program(rng, todo) + tokenizer.eos_token
-                pairs.append((ids_of(make.prompt_text(tokenizer, text)), ids_of(reply)))
-        yield make.pad(pairs, tokenizer.pad_token_id)
+                pairs.append((ids_of(teach.prompt_text(tokenizer, text)), ids_of(reply)))
+        yield teach.pad(pairs, tokenizer.pad_token_id)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/code-tests"), help="the policy, with its data in data/")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=150)
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
-
+    given, rng = teach.command_line(__doc__, "runs/code-tests", steps=150)
     asked: dict[str, Operations] = {}
     while len(asked) < sum(SIZES.values()):
         todo = operations(rng)
@@ -108,17 +99,16 @@ def main() -> None:
     rows = [{"prompt": [{"role": "user", "content": text}], "tests": tests(rng, todo)} for text, todo in asked.items()]
     rng.shuffle(rows)  # those drawn late are the longer ones, of which there are more
     held_out, rows = rows[: SIZES["test"]], rows[SIZES["test"] :]
-    (given.out / "data").mkdir(parents=True, exist_ok=True)
-    make.write_rows(given.out / "data" / "test.jsonl", held_out)
-    make.write_rows(given.out / "data" / "train.jsonl", rows)
+    write_rows(given.out / "data" / "test.jsonl", held_out)
+    write_rows(given.out / "data" / "train.jsonl", rows)
 
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = AutoModelForCausalLM.from_pretrained(model_path())
     taken = {row["prompt"][0]["content"] for row in held_out}
-    make.train(model, batches(rng, tokenizer, given.steps, taken), given.steps, 2e-3, "programs")
+    teach.train(model, batches(rng, tokenizer, given.steps, taken), given.steps, 2e-3, "programs")
     model.save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
-    for row, reply in zip(held_out[:4], make.sample(model, tokenizer, held_out[:4], 1.0), strict=True):
+    for row, reply in zip(held_out[:4], teach.sample(model, tokenizer, held_out[:4], 1.0), strict=True):
         print(row["prompt"][0]["content"], reply, sep="\n")
 
 

@@ -17,31 +17,31 @@ from pathlib import Path
 import torch
 from trl_rewards_cotraining.cooper import verify_text
 
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
+from trl_rewards.files import write_rows
 
 PAIRS, NOISE, STEPS = 32, 0.25, 20
 SIZES = {"test": 200, "train": 2000}
 
 
 def write_data(folder: Path, rng: random.Random, taken: set[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for split, count in SIZES.items():
         rows = [
             {
                 "prompt": [{"role": "user", "content": question.text}],
                 "answer": question.answer,
-                "reference": make.clean(rng, question),
+                "reference": quiz.clean(rng, question),
             }
-            for question in make.more_questions(rng, count, taken)
+            for question in quiz.more_questions(rng, count, taken)
         ]
-        make.write_rows(folder / f"{split}.jsonl", rows)
+        write_rows(folder / f"{split}.jsonl", rows)
 
 
-def verified(tokenizer: object, question: make.Question, reply: str) -> str:
+def verified(tokenizer: object, question: quiz.Question, reply: str) -> str:
     return verify_text(question.text, question.answer, reply)
 
 
-MODELS = {"verifier": (verified, True), "critic": (make.shown, False)}
+MODELS = {"verifier": (verified, True), "critic": (teach.shown, False)}
 
 
 def main() -> None:
@@ -52,13 +52,13 @@ def main() -> None:
     given = parser.parse_args()
     rng = random.Random(given.seed)
     torch.manual_seed(given.seed)
-    taken = make.known_questions()
+    taken = quiz.known_questions()
     write_data(given.out / "data", rng, taken)
-    known = make.more_questions(rng, PAIRS, taken)
-    pairs = [(q, make.clean(rng, q), make.REPLIES[make.flaw(rng, q)](rng, q)) for q in known]
+    known = quiz.more_questions(rng, PAIRS, taken)
+    pairs = [(q, quiz.clean(rng, q), quiz.REPLIES[quiz.flaw(rng, q)](rng, q)) for q in known]
     pairs = [(q, worse, better) if rng.random() < NOISE else (q, better, worse) for q, better, worse in pairs]
     for name in given.only:
-        losses = make.train_reward_model(given.out / name, pairs, STEPS, rng, *MODELS[name])
+        losses = teach.train_reward_model(given.out / name, pairs, STEPS, rng, *MODELS[name])
         print(f"{name}: loss {statistics.fmean(losses[:5]):.3f} -> {statistics.fmean(losses[-5:]):.3f}")
 
 

@@ -8,15 +8,12 @@ user is pleased. After a wrong one, or one that helps nobody or is not in the fo
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
 from trl_rewards.models import without_control_tokens
 
 SAID = {
@@ -34,27 +31,22 @@ COMPLAINTS = {
 EXAMPLES = 8000
 
 
-def example(rng: random.Random, tokenizer: Any, question: make.Question) -> tuple[str, str]:
+def example(rng: random.Random, tokenizer: Any, question: quiz.Question) -> tuple[str, str]:
     """A chat up to the user's second turn, and that turn. Half of the answers are flawed."""
-    kind = rng.choice(["clean", make.flaw(rng, question)])
+    kind = rng.choice(["clean", quiz.flaw(rng, question)])
     # As the reward shows it: without the tags of thinking, which mean something to chat models.
-    answer = without_control_tokens(make.REPLIES[kind](rng, question))
-    chat = make.prompt_text(tokenizer, question.text) + f"{answer}<|im_end|>\n<|im_start|>user\n"
+    answer = without_control_tokens(quiz.REPLIES[kind](rng, question))
+    chat = teach.prompt_text(tokenizer, question.text) + f"{answer}<|im_end|>\n<|im_start|>user\n"
     if kind == "clean":
         return chat, SAID[rng.choice(list(SAID))][0]
     return chat, SAID[COMPLAINTS[kind]][1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/flr/user"))
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
+    given, rng = teach.command_line(__doc__, "runs/flr/user")
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    questions = make.more_questions(rng, EXAMPLES, make.known_questions())
-    make.fine_tune(given.out, [example(rng, tokenizer, question) for question in questions], rng)
+    questions = quiz.more_questions(rng, EXAMPLES, quiz.known_questions())
+    teach.fine_tune(given.out, [example(rng, tokenizer, question) for question in questions], rng)
 
 
 if __name__ == "__main__":

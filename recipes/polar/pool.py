@@ -26,74 +26,69 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rewards_polar.triples import Generation, Policy, generate
 
 from trl_rewards import bundled, load_reward
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
+from trl_rewards.files import write_rows
 
 REFERENCE = "clean"
 # One sentence after its working, in tags. The bundled policy also guesses, chatters and leaves tags out.
-FORM = re.compile(rf"<think>(?!\?|{'|'.join(make.GUESSING)})[^<>]*</think><answer>[^<>.?]*\.</answer>")
+FORM = re.compile(rf"<think>(?!\?|{'|'.join(quiz.GUESSING)})[^<>]*</think><answer>[^<>.?]*\.</answer>")
 
 
-def sentence(rng: random.Random, q: make.Question) -> str:
+def sentence(rng: random.Random, q: quiz.Question) -> str:
     return rng.choice(q.sentences).replace("{}", q.said)
 
 
-def plain(rng: random.Random, q: make.Question) -> str:
+def plain(rng: random.Random, q: quiz.Question) -> str:
     """The working and the answer, without tags."""
     return f"{q.think}\n{sentence(rng, q)}"
 
 
-def plain_slip(rng: random.Random, q: make.Question) -> str:
+def plain_slip(rng: random.Random, q: quiz.Question) -> str:
     """In the form of `plain`, and wrong."""
     think, said = rng.choice(q.wrong)
     return f"{think}\n{rng.choice(q.sentences).replace('{}', said)}"
 
 
-def plain_guess(rng: random.Random, q: make.Question) -> str:
+def plain_guess(rng: random.Random, q: quiz.Question) -> str:
     """Without tags and without working; mostly wrong, since this policy needs its working."""
     return sentence(rng, q)
 
 
-def brief(rng: random.Random, q: make.Question) -> str:
-    return make.tagged(q.think, q.said)
+def brief(rng: random.Random, q: quiz.Question) -> str:
+    return quiz.tagged(q.think, q.said)
 
 
-def polite(rng: random.Random, q: make.Question) -> str:
-    return make.tagged(q.think, f"{sentence(rng, q)} Thank you for asking me.")
+def polite(rng: random.Random, q: quiz.Question) -> str:
+    return quiz.tagged(q.think, f"{sentence(rng, q)} Thank you for asking me.")
 
 
-def hasty(rng: random.Random, q: make.Question) -> str:
+def hasty(rng: random.Random, q: quiz.Question) -> str:
     """The answer first, which this policy cannot know without working."""
     return f"<answer>{sentence(rng, q)}</answer><think>{q.think}</think>"
 
 
-KINDS: dict[str, Callable[[random.Random, make.Question], str]] = {
+KINDS: dict[str, Callable[[random.Random, quiz.Question], str]] = {
     "plain": plain,
     "plain-slip": plain_slip,
     "plain-guess": plain_guess,
-    "clean": make.clean,
+    "clean": quiz.clean,
     "brief": brief,
     "polite": polite,
     "hasty": hasty,
-    "guess": make.guess,
-    "ramble": make.ramble,
+    "guess": quiz.guess,
+    "ramble": quiz.ramble,
 }
 
 
 def train_policies(out: Path, steps: int) -> list[dict[str, Any]]:
     """Write a folder for each kind; the entries of the pool."""
-    folder = bundled.model_path()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     taken = {row["prompt"][0]["content"] for row in bundled.load_data()["test"]}
     pool = [{"model": "bundled:tiny", "name": "tiny"}]
     pool.append({"model": "bundled:tiny", "name": "tiny-cold", "temperature": 0.5})
     for kind, reply in KINDS.items():
         path = out / "policies" / kind
         if not (path / "model.safetensors").is_file():
-            model = AutoModelForCausalLM.from_pretrained(folder)
-            data = make.batches(random.Random(f"{kind} pool"), tokenizer, reply, steps, 64, taken)
-            make.train(model, data, steps, 1e-3, kind)
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
+            teach.bring_to(path, reply, steps, random.Random(f"{kind} pool"), taken)
         pool.append({"model": f"policies/{kind}", "name": kind})
     return pool
 
@@ -103,10 +98,8 @@ def write_references(out: Path) -> None:
     policy = Policy(model=str(out / "policies" / REFERENCE))
     for split, rows in bundled.load_data().items():
         references = generate(policy, rows["prompt"], Generation(max_new_tokens=64, batch_size=256, dtype="float32"))
-        lines = [json.dumps(row | {"reference": text}) for row, text in zip(rows, references, strict=True)]
-        file = out / "questions" / f"{split}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        answered = [row | {"reference": text} for row, text in zip(rows, references, strict=True)]
+        write_rows(out / "questions" / f"{split}.jsonl", answered)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ that is left out.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,8 @@ from trl_rewards_process.formats import LAYOUTS, Layout, encode_steps
 from trl_rewards_process.processbench import figures, first_error, score_rows
 
 from trl_rewards import Failed, load_reward
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
+from trl_rewards.files import write_rows
 from trl_rewards.steps import splitter, steps_in
 
 STEPS = splitter({"separator": r"\n|</?think>|</?answer>"})
@@ -52,22 +52,22 @@ class Solution(NamedTuple):
     kind: str
 
 
-def leap(rng: random.Random, question: make.Question) -> str:
+def leap(rng: random.Random, question: quiz.Question) -> str:
     """Right, but for a line of the working that is left out."""
     lines = question.think.splitlines()
     lines.pop(rng.randrange(len(lines)))
-    return make.tagged("\n".join(lines), rng.choice(question.sentences).replace("{}", question.said))
+    return quiz.tagged("\n".join(lines), rng.choice(question.sentences).replace("{}", question.said))
 
 
-REPLIES = make.REPLIES | {"leap": leap}
+REPLIES = quiz.REPLIES | {"leap": leap}
 
 
-def says(step: str, question: make.Question) -> bool:
+def says(step: str, question: quiz.Question) -> bool:
     """Whether a step is a sentence with the result, and nothing more."""
     return step in [sentence.replace("{}", question.said) for sentence in question.sentences]
 
 
-def first_wrong(question: make.Question, steps: list[str]) -> int:
+def first_wrong(question: quiz.Question, steps: list[str]) -> int:
     """Lines of the working must come in turn, and then the result and no chatter; -1 where they do."""
     lines = question.think.splitlines()
     for number, step in enumerate(steps):
@@ -79,7 +79,7 @@ def first_wrong(question: make.Question, steps: list[str]) -> int:
 def solutions(rng: random.Random, taken: set[str], whole: float = 0.0) -> Iterator[Solution]:
     """Without end, a share of them as a single step; of questions that are not in `taken`."""
     while True:
-        question = make.chain(rng)
+        question = quiz.chain(rng)
         if question.text in taken:
             continue
         (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
@@ -136,26 +136,20 @@ def train(folder: Path, rng: random.Random, found: Iterator[Solution], steps: in
     model.score = torch.nn.Sequential(torch.nn.Linear(size, size), torch.nn.ReLU(), torch.nn.Linear(size, 2))
     model.model.requires_grad_(False)
     model.model.layers[-FURTHER:].requires_grad_(True)
-    make.train(model, batches(rng, tokenizer, found, steps), steps, 2e-3, "steps")
+    teach.train(model, batches(rng, tokenizer, found, steps), steps, 2e-3, "steps")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/process"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=240)
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
-    taken = make.known_questions()
+    given, rng = teach.command_line(__doc__, "runs/process", steps=240)
+    taken = quiz.known_questions()
     held_out = solutions(rng, taken)
     rows = [next(held_out)._asdict() for _ in range(HELD_OUT)]
     taken |= {row["problem"] for row in rows}
     train(given.out / "model", rng, solutions(rng, taken, WHOLE), given.steps)
-    make.write_rows(given.out / "solutions.jsonl", rows)
+    write_rows(given.out / "solutions.jsonl", rows)
     reward = load_reward("prm", path=str(given.out / "model"), format="qwen", system_prompt=SYSTEM, dtype="float32")
     scores = score_rows(reward, rows)
     print(figures(scores, [row["label"] for row in rows], 0.5))

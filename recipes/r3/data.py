@@ -9,10 +9,9 @@ from pathlib import Path
 
 from datasets import concatenate_datasets, load_dataset
 
-from trl_rewards.bundled import load_data
+from trl_rewards.bundled import load_data, quiz
 
 CLOSED = ("closed_qa", "information_extraction", "classification", "general_qa", "open_qa")
-SUMS = ("chain", "add", "subtract", "multiply", "compare")
 
 
 def prompt_of(row):
@@ -31,7 +30,7 @@ def dolly():
 
 def question_of(row):
     """Questions about numbers are closed; those about words are taken for open ones, and have no answer."""
-    closed = row["task"] in SUMS
+    closed = row["task"] in quiz.SUMS
     kind = "closed" if closed else "open"
     return {"reference": row["references"][0], "query_type": kind, "answer": row["answer"] if closed else None}
 

@@ -11,7 +11,6 @@ data, none of which is among them.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
 
 QUESTIONS = 24
 """Of a batch."""
@@ -28,19 +27,19 @@ SHARPNESS = 20.0
 """By which cosines are multiplied, 1 / temperature."""
 
 
-def right(rng: random.Random, question: make.Question) -> str:
-    return make.REPLIES[rng.choice(["clean", "clean", "bare"])](rng, question)
+def right(rng: random.Random, question: quiz.Question) -> str:
+    return quiz.REPLIES[rng.choice(["clean", "clean", "bare"])](rng, question)
 
 
-def wrong(rng: random.Random, question: make.Question) -> str:
-    return make.REPLIES[rng.choice(["guess", "slip"])](rng, question)
+def wrong(rng: random.Random, question: quiz.Question) -> str:
+    return quiz.REPLIES[rng.choice(["guess", "slip"])](rng, question)
 
 
-def triple(rng: random.Random, question: make.Question) -> tuple[str, str, str]:
+def triple(rng: random.Random, question: quiz.Question) -> tuple[str, str, str]:
     """A text, one that is near it and one that is not."""
     kind = rng.choice(["topic", "reference", "both"])
     if kind == "topic":
-        return question.text, right(rng, question), make.unhelpful(rng, question)
+        return question.text, right(rng, question), quiz.unhelpful(rng, question)
     if kind == "reference":
         sentence = rng.choice(question.sentences).replace("{}", question.said)
         return sentence, right(rng, question), wrong(rng, question)
@@ -60,15 +59,15 @@ def train(folder: Path, steps: int, rng: random.Random) -> list[float]:
         mask = given["attention_mask"][..., None]
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
-    taken = make.known_questions()
+    taken = quiz.known_questions()
     with torch.no_grad():  # so that vectors are of length 1 to begin with, and dot products about cosines
-        sentences = [question.sentences[0] for question in make.more_questions(rng, QUESTIONS, taken)]
+        sentences = [question.sentences[0] for question in quiz.more_questions(rng, QUESTIONS, taken)]
         model.norm.weight /= vectors(sentences).norm(dim=1).mean()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     losses = []
     for _ in range(steps):
-        triples = [triple(rng, question) for question in make.more_questions(rng, QUESTIONS, taken)]
+        triples = [triple(rng, question) for question in quiz.more_questions(rng, QUESTIONS, taken)]
         texts = [text for column in zip(*triples, strict=True) for text in column]
         found = vectors(texts)
         anchors, near, far = functional.normalize(found, dim=1).chunk(3)
@@ -87,13 +86,8 @@ def train(folder: Path, steps: int, rng: random.Random) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/encoder"))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.manual_seed(given.seed)
-    losses = train(given.out, given.steps, random.Random(given.seed))
+    given, rng = teach.command_line(__doc__, "runs/encoder", steps=150)
+    losses = train(given.out, given.steps, rng)
     print(f"loss {statistics.fmean(losses[:5]):.2f} -> {statistics.fmean(losses[-5:]):.2f} -> {given.out}")
 
 

@@ -13,21 +13,18 @@ import yaml
 from trl_rewards_shaping.r3 import RelevanceR3
 
 from trl_rewards import Samples
-from trl_rewards.bundled import make
-
-SUMS = ("chain", "add", "subtract", "multiply", "compare")
-"""Closed questions, as in data.py."""
+from trl_rewards.bundled import quiz
 
 
-def replies(rng: random.Random, question: make.Question, other: make.Question) -> dict[str, str]:
+def replies(rng: random.Random, question: quiz.Question, other: quiz.Question) -> dict[str, str]:
     """One of each kind; what is off the topic is right about another question."""
     sentences = [sentence.replace("{}", question.said) for sentence in question.sentences]
-    kinds = {kind: make.REPLIES[kind](rng, question) for kind in ("clean", "ramble", "slip", "unhelpful")}
+    kinds = {kind: quiz.REPLIES[kind](rng, question) for kind in ("clean", "ramble", "slip", "unhelpful")}
     return kinds | {
-        "off-topic": make.clean(rng, other),
+        "off-topic": quiz.clean(rng, other),
         "one word": question.answer,
-        "four times the same": make.tagged(question.think, " ".join(sentences[:1] * 4)),
-        "five sentences": make.tagged(question.think, " ".join(sentences)),
+        "four times the same": quiz.tagged(question.think, " ".join(sentences[:1] * 4)),
+        "five sentences": quiz.tagged(question.think, " ".join(sentences)),
     }
 
 
@@ -35,8 +32,8 @@ def main() -> None:
     recipe = yaml.safe_load(Path(__file__).with_name("cpu.yaml").read_text(encoding="utf-8"))
     reward = RelevanceR3(**recipe["rewards"][0]["with"])
     rng = random.Random(0)
-    for query_type, tasks in (("closed", SUMS), ("open", sorted(set(make.TASKS) - set(SUMS)))):
-        questions = [make.TASKS[rng.choice(tasks)](rng) for _ in range(100)]
+    for query_type, tasks in (("closed", quiz.SUMS), ("open", sorted(set(quiz.TASKS) - set(quiz.SUMS)))):
+        questions = [quiz.TASKS[rng.choice(tasks)](rng) for _ in range(100)]
         columns = {
             "query_type": [query_type] * len(questions),
             "reference": [question.sentences[0].replace("{}", question.said) for question in questions],

@@ -10,53 +10,44 @@ is among them.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
-from pathlib import Path
 
-import torch
-
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz, teach
+from trl_rewards.files import write_rows
 
 SIZES = {"test": 200, "train": 200}
 PAIRS, STEPS = 4, 50
 LIKED = "The answer is"
 
 
-def said_so(rng: random.Random, question: make.Question, liked: bool) -> str:
+def said_so(rng: random.Random, question: quiz.Question, liked: bool) -> str:
     """A clean reply that begins its answer with the words that are liked, or does not."""
     sentences = [each for each in question.sentences if each.startswith(LIKED) == liked]
-    return make.tagged(question.think, rng.choice(sentences).replace("{}", question.said))
+    return quiz.tagged(question.think, rng.choice(sentences).replace("{}", question.said))
 
 
-def pair(rng: random.Random, question: make.Question) -> tuple[make.Question, str, str]:
+def pair(rng: random.Random, question: quiz.Question) -> tuple[quiz.Question, str, str]:
     """A question, the reply that is chosen and the one that is not."""
     if rng.random() < 0.5:
         return question, said_so(rng, question, True), said_so(rng, question, False)
-    return question, make.clean(rng, question), make.REPLIES[make.flaw(rng, question)](rng, question)
+    return question, quiz.clean(rng, question), quiz.REPLIES[quiz.flaw(rng, question)](rng, question)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/reward-fusion/tiny"))
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
-    taken = make.known_questions()
-    questions = {split: make.more_questions(rng, count, taken) for split, count in SIZES.items()}
-    (given.out / "data").mkdir(parents=True, exist_ok=True)
+    given, rng = teach.command_line(__doc__, "runs/reward-fusion/tiny")
+    taken = quiz.known_questions()
+    questions = {split: quiz.more_questions(rng, count, taken) for split, count in SIZES.items()}
     for split, some in questions.items():
-        make.write_rows(given.out / "data" / f"{split}.jsonl", [make.row(question) for question in some])
+        write_rows(given.out / "data" / f"{split}.jsonl", [quiz.row(question) for question in some])
     pairs = [pair(rng, question) for question in questions["train"] for _ in range(PAIRS)]
     known = [(question.text, reply) for question, *replies in pairs for reply in replies]
     rows = [
         {"prompt": [{"role": "user", "content": text}], "completion": [{"role": "assistant", "content": reply}]}
         for text, reply in known
     ]
-    make.write_rows(given.out / "pairs.jsonl", rows)
-    losses = make.train_reward_model(given.out / "model", pairs, STEPS, rng)
+    write_rows(given.out / "pairs.jsonl", rows)
+    losses = teach.train_reward_model(given.out / "model", pairs, STEPS, rng)
     first, last = statistics.fmean(losses[:5]), statistics.fmean(losses[-5:])
     print(f"loss {first:.2f} -> {last:.2f}, {len(known)} known answers")
 

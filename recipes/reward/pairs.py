@@ -4,30 +4,30 @@
 
 Questions are drawn like those of the bundled data, none of which is among them. The chosen reply is clean, and the
 rejected one has a flaw, of the kinds and with the shares that the bundled policy was taught
-(`trl_rewards.bundled.make`): about half are wrong. Columns: `prompt`, `chosen`, `rejected` (conversational), and
+(`trl_rewards.bundled.quiz`): about half are wrong. Columns: `prompt`, `chosen`, `rejected` (conversational), and
 `chosen_rating` and `rejected_rating` in [0, 4], for objectives that read them. The splits share no question.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz
+from trl_rewards.files import write_rows
 
 RATINGS = {"clean": 4.0, "bare": 3.0, "ramble": 2.0, "unhelpful": 1.0, "slip": 0.0, "guess": 0.0}
 
 
-def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
+def pair(rng: random.Random, question: quiz.Question) -> dict[str, Any]:
     """A row: a question with a clean reply and a flawed one."""
-    flaw = make.flaw(rng, question)
+    flaw = quiz.flaw(rng, question)
     return {
         "prompt": [{"role": "user", "content": question.text}],
-        "chosen": [{"role": "assistant", "content": make.clean(rng, question)}],
-        "rejected": [{"role": "assistant", "content": make.REPLIES[flaw](rng, question)}],
+        "chosen": [{"role": "assistant", "content": quiz.clean(rng, question)}],
+        "rejected": [{"role": "assistant", "content": quiz.REPLIES[flaw](rng, question)}],
         "chosen_rating": RATINGS["clean"],
         "rejected_rating": RATINGS[flaw],
     }
@@ -41,11 +41,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    taken = make.known_questions()
-    given.out.mkdir(parents=True, exist_ok=True)
+    taken = quiz.known_questions()
     for split, count in {"test": given.test, "train": given.train}.items():
-        rows = [json.dumps(pair(rng, question)) for question in make.more_questions(rng, count, taken)]
-        (given.out / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = [pair(rng, question) for question in quiz.more_questions(rng, count, taken)]
+        write_rows(given.out / f"{split}.jsonl", rows)
     print(f"{given.train} + {given.test} pairs -> {given.out}")
 
 

@@ -10,16 +10,15 @@ why.
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from trl_rewards import Samples, load_reward
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
+from trl_rewards.files import write_rows
 from trl_rewards.models import fenced, fill, without_control_tokens, without_thinking
 from trl_rewards.recipe import Recipe
 
@@ -39,15 +38,15 @@ FLAWS = ["bare", "bare", "ramble", "unhelpful"]
 """Missing tags are the hardest to see, and so there are more of them."""
 
 
-def reference(rng: random.Random, question: make.Question) -> str:
+def reference(rng: random.Random, question: quiz.Question) -> str:
     """A right answer without the form."""
     return rng.choice(question.sentences).replace("{}", question.said)
 
 
-def answer(rng: random.Random, question: make.Question) -> tuple[str, str]:
+def answer(rng: random.Random, question: quiz.Question) -> tuple[str, str]:
     """A reply and its kind; half are better than the reference."""
     kind = rng.choice(["clean", rng.choice(FLAWS)])
-    return make.REPLIES[kind](rng, question), kind
+    return quiz.REPLIES[kind](rng, question), kind
 
 
 def asked(template: str, rng: random.Random, gold: str, reply: str) -> str:
@@ -65,7 +64,7 @@ def options() -> dict[str, Any]:
     return Recipe.load(RECIPE, check_trl=False).rewards[0].options
 
 
-def agreement(judge: Path, rng: random.Random, questions: list[make.Question]) -> float:
+def agreement(judge: Path, rng: random.Random, questions: list[quiz.Question]) -> float:
     """The share of answers of which the judge says what the rule says."""
     reward = load_reward("yes_token", **(options() | {"model": str(judge)}))
     answers = [answer(rng, question) for question in questions]
@@ -80,25 +79,19 @@ def agreement(judge: Path, rng: random.Random, questions: list[make.Question]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/rewarddance"))
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
-    taken = make.known_questions()
-    (given.out / "data").mkdir(parents=True, exist_ok=True)
+    given, rng = teach.command_line(__doc__, "runs/rewarddance")
+    taken = quiz.known_questions()
     for split, count in PROMPTS.items():
-        rows = [make.row(q) | {"reference": reference(rng, q)} for q in make.more_questions(rng, count, taken)]
-        make.write_rows(given.out / "data" / f"{split}.jsonl", rows)
+        rows = [quiz.row(q) | {"reference": reference(rng, q)} for q in quiz.more_questions(rng, count, taken)]
+        write_rows(given.out / "data" / f"{split}.jsonl", rows)
     tokenizer, template = AutoTokenizer.from_pretrained(model_path()), options()["template"]
-    held_out = make.more_questions(rng, HELD_OUT, taken)
+    held_out = quiz.more_questions(rng, HELD_OUT, taken)
     examples = []
-    for question in make.more_questions(rng, EXAMPLES, taken):
+    for question in quiz.more_questions(rng, EXAMPLES, taken):
         reply, kind = answer(rng, question)
         text = asked(template, rng, reference(rng, question), reply)
-        examples.append((make.prompt_text(tokenizer, text), OPINIONS[kind]))
-    make.fine_tune(given.out / "judge", examples, rng, peak=2e-3, words=WORDS)
+        examples.append((teach.prompt_text(tokenizer, text), OPINIONS[kind]))
+    teach.fine_tune(given.out / "judge", examples, rng, peak=2e-3, words=WORDS)
     share = agreement(given.out / "judge", rng, held_out)
     print(f"of {HELD_OUT} held-out answers the judge says what the rule says of {share:.2f}")
 

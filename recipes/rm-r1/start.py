@@ -10,16 +10,14 @@ without a look.
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 from trl_rewards_judges.rm_r1_data import judge_rows
 
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
+from trl_rewards.files import write_rows
 
 SYSTEM = "Think first, then answer."
 """In place of the long instructions, of which a model this small has no use."""
@@ -36,10 +34,10 @@ PAIRS = {"test": 200, "train": 400}
 EXAMPLES = 3840
 
 
-def pair(rng: random.Random, question: make.Question) -> dict[str, Any]:
+def pair(rng: random.Random, question: quiz.Question) -> dict[str, Any]:
     """A question, an answer to it, and another one with a flaw that can be seen, and what that one does."""
     chosen = rng.choice(question.sentences).replace("{}", question.said)
-    unhelpful, ramble = rng.choice(make.UNHELPFUL), f"{chosen} {rng.choice(make.CHATTER)}"
+    unhelpful, ramble = rng.choice(quiz.UNHELPFUL), f"{chosen} {rng.choice(quiz.CHATTER)}"
     rejected, does = rng.choice([(unhelpful, "can not say"), (ramble, "says more")])
     return {"prompt": question.text, "chosen": chosen, "rejected": rejected, "does": does}
 
@@ -54,19 +52,13 @@ def verdict(rng: random.Random, does: str, best: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/rm-r1"))
-    given = parser.parse_args()
-    rng = random.Random(given.seed)
-    torch.manual_seed(given.seed)
+    given, rng = teach.command_line(__doc__, "runs/rm-r1")
     taken: set[str] = set()
-    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for split, count in PAIRS.items():
-        pairs = [pair(rng, question) for question in make.more_questions(rng, count, taken)]
-        make.write_rows(given.out / "data" / f"{split}.jsonl", list(judge_rows(pairs, system=SYSTEM)))
+        pairs = [pair(rng, question) for question in quiz.more_questions(rng, count, taken)]
+        write_rows(given.out / "data" / f"{split}.jsonl", judge_rows(pairs, system=SYSTEM))
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    pairs = [pair(rng, question) for question in make.more_questions(rng, EXAMPLES, taken)]
+    pairs = [pair(rng, question) for question in quiz.more_questions(rng, EXAMPLES, taken)]
     examples = [
         (
             tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True),
@@ -74,7 +66,7 @@ def main() -> None:
         )
         for shown, row in zip(pairs, judge_rows(pairs, system=SYSTEM), strict=True)
     ]
-    make.fine_tune(given.out / "judge", examples, rng, peak=2e-3, words=MARKERS)
+    teach.fine_tune(given.out / "judge", examples, rng, peak=2e-3, words=MARKERS)
 
 
 if __name__ == "__main__":

@@ -32,24 +32,25 @@ from trl_rewards_themis.tara import DROPOUT, rows_of
 from trl_rewards_themis.trajectory import MARKS, user_text, without_marks
 
 from trl_rewards import RewardTrainer, Samples, bundled, load_objective, load_reward
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz
+from trl_rewards.files import write_rows
 from trl_rewards.models import without_thinking
 from trl_rewards.recipe import Recipe
 
-TASKS = {"add": make.add, "subtract": make.subtract, "multiply": make.multiply, "chain": make.chain}
+TASKS = {"add": quiz.add, "subtract": quiz.subtract, "multiply": quiz.multiply, "chain": quiz.chain}
 RECIPE = Path(__file__).parent / "cpu-train.yaml"
 PAIRS, HELD_OUT = 16000, 300
 """Training pairs, and pairs about questions of the test split."""
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
-def expression(question: make.Question) -> str:
+def expression(question: quiz.Question) -> str:
     """What the tool is asked, from the worked steps: "35 + 2 = 37", "37 - 7 = 30" is 35 + 2 - 7."""
     lines = [line.split() for line in question.think.splitlines()]
     return lines[0][0] + "".join(f" {symbol} {number}" for _, symbol, number, *_ in lines)
 
 
-def usable(question: make.Question) -> bool:
+def usable(question: quiz.Question) -> bool:
     """Sums of two numbers in any words, and longer ones as formulas: a model this small is long in learning to read
     the other kinds of longer sums."""
     return readable(question.task, question.text)
@@ -59,12 +60,12 @@ def readable(task: str, text: str) -> bool:
     return task in TASKS and (task != "chain" or text.startswith("Compute"))
 
 
-def record(rng: random.Random, question: make.Question, number: int, wrong: str) -> dict[str, Any]:
-    """A pair of replies in TARA's schema. `wrong` is the kind of the rejected one, of `make.REPLIES`."""
+def record(rng: random.Random, question: quiz.Question, number: int, wrong: str) -> dict[str, Any]:
+    """A pair of replies in TARA's schema. `wrong` is the kind of the rejected one, of `quiz.REPLIES`."""
     value = question.answer
     sides = {}
     for side, kind in (("pos_answer", "clean"), ("neg_answer", wrong)):
-        reply = without_thinking(make.REPLIES[kind](rng, question))
+        reply = without_thinking(quiz.REPLIES[kind](rng, question))
         said = re.findall(r"\d+", reply)
         found = f"The answer says {said[-1]}, the tool says {value}." if said else "The answer says nothing."
         if kind in ("bare", "ramble"):
@@ -88,7 +89,7 @@ def records(seed: int = 0) -> tuple[list[dict], list[dict]]:
     rng = random.Random(seed)
     data = bundled.load_data()
     tested = {row["prompt"][-1]["content"] for row in data["test"]}
-    held_out: list[make.Question] = []
+    held_out: list[quiz.Question] = []
     train: list[dict] = []
     while len(train) < PAIRS:
         question = TASKS[rng.choices(list(TASKS), [1, 1, 1, 3])[0]](rng)
@@ -103,7 +104,7 @@ def records(seed: int = 0) -> tuple[list[dict], list[dict]]:
     known = {row["question"] for row in train}
     unseen = [question for question in held_out if question.text not in known]
     while len(unseen) < HELD_OUT:
-        question = make.chain(rng)
+        question = quiz.chain(rng)
         if usable(question) and question.text not in known:
             unseen.append(question)
     test = [record(rng, question, number, "slip") for number, question in enumerate(unseen[:HELD_OUT])]
@@ -151,22 +152,17 @@ def make_base(folder: Path, rows: list[dict], seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write(folder: Path, rows: list[dict]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def make_all(out: Path, seed: int) -> None:
     """Records, pairs, the arithmetic questions of the bundled data, and the untrained model."""
     train, test = records(seed)
-    write(out / "records" / "train.jsonl", train)
-    write(out / "records" / "test.jsonl", test)
+    write_rows(out / "records" / "train.jsonl", train)
+    write_rows(out / "records" / "test.jsonl", test)
     rows = rows_of(train, DROPOUT, seed)
-    write(out / "pairs" / "train.jsonl", rows)
-    write(out / "pairs" / "test.jsonl", rows_of(test))
+    write_rows(out / "pairs" / "train.jsonl", rows)
+    write_rows(out / "pairs" / "test.jsonl", rows_of(test))
     for split, questions in bundled.load_data().items():
         kept = [row for row in questions if readable(row["task"], row["prompt"][-1]["content"])]
-        write(out / "questions" / f"{split}.jsonl", kept)
+        write_rows(out / "questions" / f"{split}.jsonl", kept)
     make_base(out / "base", rows[:4000], seed)
 
 

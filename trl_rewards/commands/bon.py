@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import math
 import shutil
 import statistics
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from trl_rewards.commands.score import set_up, split_of
 from trl_rewards.data import load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError
+from trl_rewards.files import write_rows
 from trl_rewards.models.pretrained import Loading, default_device, free_memory, load_tokenizer, with_base
 from trl_rewards.models.sampling import (
     TEMPLATE_COLUMNS,
@@ -164,15 +164,14 @@ def score_candidates(
     for row in dataset:
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
     keeper = WorkFile(work, digest.hexdigest(), "scores of another recipe, of other candidates or of other data")
-    device = default_device()
     size = options.score_prompts
     chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
     names = [name for name in dataset.column_names if name != "prompt"]
     kept = [name for name in names if name in TEMPLATE_COLUMNS]
     groups: list[Group] = []
     try:
-        if len(keeper.lines) < len(chunks):
-            set_up(pipeline, recipe, tokenizer)
+        # Where an interrupted run has scored all, nothing is loaded.
+        device = set_up(pipeline, recipe, tokenizer) if len(keeper.lines) < len(chunks) else None
         for number, chunk in enumerate(track(chunks, description="scoring", transient=True)):
             rows = [dataset[row] for row in chunk]
             ended = [each.ended for row in chunk for each in drawn[row]]
@@ -228,11 +227,10 @@ def _rows(groups: Sequence[Group], options: BestOf) -> tuple[list[dict[str, Any]
 
 def save_rows(rows: Iterable[dict[str, Any]], out: Path) -> None:
     """Write JSONL or Parquet, by the name."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         from datasets import Dataset
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_list(list(rows)).to_parquet(out)
-        return
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    out.write_text(text, encoding="utf-8", errors="surrogatepass")
+    else:
+        write_rows(out, rows)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rewards_judges.rm_r1 import winner
 
 from trl_rewards import load_reward
-from trl_rewards.bundled import make, model_path
+from trl_rewards.bundled import model_path, quiz, teach
 from trl_rewards.testing import make_samples
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -30,11 +30,11 @@ def options(recipe):
 
 @pytest.fixture(scope="module")
 def questions():
-    return make.more_questions(random.Random(0), 40, set())
+    return quiz.more_questions(random.Random(0), 40, set())
 
 
 def test_a_taught_model_says_it_in_words_that_are_tokens(tmp_path):
-    make.fine_tune(tmp_path, [("what?", "yes")] * 320, random.Random(0), peak=0.03, words=("yes",))
+    teach.fine_tune(tmp_path, [("what?", "yes")] * 320, random.Random(0), peak=0.03, words=("yes",))
     tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
     prompt = tokenizer("what?", return_tensors="pt").input_ids
     assert tokenizer.tokenize("yes, eyes")[0] == "yes"
@@ -53,8 +53,8 @@ def test_flrs_user_reads_an_answer_as_the_reward_shows_it(questions):
         state = random.Random(question.text)
         chat, _ = flr.example(state, tokenizer, question)
         again = random.Random(question.text)
-        kind = again.choice(["clean", make.flaw(again, question)])
-        shown = reader._chat([{"role": "user", "content": question.text}], make.REPLIES[kind](again, question))
+        kind = again.choice(["clean", quiz.flaw(again, question)])
+        shown = reader._chat([{"role": "user", "content": question.text}], quiz.REPLIES[kind](again, question))
         before = reader._tails[0]
         assert tokenizer(chat)["input_ids"] == shown + before.ids[: before.start]
 
@@ -81,7 +81,7 @@ def test_rm_r1s_careless_judge_is_right_where_it_looks():
     judge = script("rm-r1")
     rng = random.Random(0)
     right = {True: [], False: []}
-    for question in make.more_questions(rng, 600, set()):
+    for question in quiz.more_questions(rng, 600, set()):
         best = rng.choice("AB")
         said = judge.verdict(rng, judge.pair(rng, question)["does"], best)
         right["<rubric>" in said].append(winner(said) == best)

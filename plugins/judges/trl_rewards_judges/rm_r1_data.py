@@ -10,7 +10,6 @@ the chosen answer is A and B in turn; `--orders both` writes each pair in both o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from trl_rewards import RecipeError, Samples
 from trl_rewards.data import load_splits
+from trl_rewards.files import write_rows
 from trl_rewards_judges.rm_r1 import Form, judge_messages
 
 Orders = Literal["alternate", "both"]
@@ -69,9 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         dataset = dataset.map(extract_prompt)
     rows = list(judge_rows(dataset, options.form, options.orders, system))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(options.out, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_rows(options.out, rows)
     used = len(rows) // (2 if options.orders == "both" else 1)
     print(f"{options.out}: {len(rows)} rows of {used} pairs; {len(dataset) - used} had nothing to tell apart")
     return 0

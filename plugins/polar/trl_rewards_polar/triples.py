@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from trl_rewards import RewardError, Samples
+from trl_rewards.files import write_rows
 
 if TYPE_CHECKING:
     from trl_rewards.models import Loading
@@ -417,9 +418,7 @@ def save_triples(rows: dict[str, list[dict[str, Any]]], out: Path) -> None:
     files = {out: list(itertools.chain(*rows.values()))} if out.suffix == ".jsonl" else {}
     files = files or {out / f"{split}.jsonl": found for split, found in rows.items()}
     for file, found in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        file.write_text(text, encoding="utf-8", errors="surrogatepass")
+        write_rows(file, found)
 
 
 def main(words: Sequence[str] | None = None) -> None:

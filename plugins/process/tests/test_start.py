@@ -11,7 +11,7 @@ import torch
 from trl_rewards_process.formats import encode_steps
 
 from trl_rewards import Recipe, load_reward
-from trl_rewards.bundled import make
+from trl_rewards.bundled import quiz
 from trl_rewards.testing import make_samples
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -25,7 +25,7 @@ def process():
     return module
 
 
-QUESTION = make.Question("chain", "Compute 3 + 4 - 2.", "3 + 4 = 7\n7 - 2 = 5", "5", ["It is {}."], [])
+QUESTION = quiz.Question("chain", "Compute 3 + 4 - 2.", "3 + 4 = 7\n7 - 2 = 5", "5", ["It is {}."], [])
 
 
 @pytest.mark.parametrize(

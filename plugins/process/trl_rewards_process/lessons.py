@@ -26,6 +26,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl_rewards import Context, RecipeError, Reward, RewardError, Samples, StepReward
+from trl_rewards.files import write_rows
 from trl_rewards_process.prm import question_of
 from trl_rewards_process.processbench import first_error, reward_of
 
@@ -281,9 +282,7 @@ def build(given: argparse.Namespace) -> str:
         digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         verdicts = judged(solutions, judge, work / "verdicts.jsonl", digest)
     rows, counts = rows_of(solutions, rates, verdicts, given.threshold, given.labels == "soft")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    given.out.write_text(text, encoding="utf-8", errors="surrogatepass")
+    write_rows(given.out, rows)
     shutil.rmtree(work)
     labels = [label for row in rows for label in row["labels"]]
     lines = [f"{len(solutions)} solutions: {', '.join(f'{count} {what}' for what, count in counts.items())}"]

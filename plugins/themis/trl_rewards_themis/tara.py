@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rewards import RewardError
+from trl_rewards.files import write_rows
 from trl_rewards_themis.trajectory import OBSERVATION, TOOL, WORK, Step, marked, without_marks, written_by
 
 SIDES = {"pos_answer": "chosen", "neg_answer": "rejected"}
@@ -109,10 +110,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except (RewardError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    given.out.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (given.out / f"{split}.jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
+        write_rows(given.out / f"{split}.jsonl", rows)
     print(f"{', '.join(f'{len(rows)} {split}' for split, rows in splits.items())} pairs -> {given.out}")
 
 
