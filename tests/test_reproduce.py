@@ -18,7 +18,17 @@ from typer.testing import CliRunner
 from trl_rewards import RecipeError, RewardError
 from trl_rewards.cli import app
 from trl_rewards.commands.claims import Expectation, Measure, claims, load_claim
-from trl_rewards.commands.outcome import Interval, effects, interval, judge, keep, kept, measured, table
+from trl_rewards.commands.outcome import (
+    Interval,
+    effects,
+    interval,
+    judge,
+    keep,
+    kept,
+    measured,
+    parts_reproduced,
+    table,
+)
 from trl_rewards.commands.reproduce import reproduce
 from trl_rewards.recipe import Recipe
 
@@ -93,6 +103,14 @@ def test_a_verdict_needs_the_whole_interval(direction, by, found, verdict):
     assert judge(Expectation("right", "new", "old", direction, by), Interval(*found)) == verdict
 
 
+def test_a_verdict_says_how_many_parts_are_reproduced_where_some_are():
+    def said(*verdicts):
+        return parts_reproduced({"expected": [{"verdict": verdict} for verdict in verdicts]})
+
+    assert said("reproduced", "not reproduced", "direction only") == " (1 of 3 parts reproduced)"
+    assert said("reproduced", "reproduced") == said("not reproduced", "direction only") == ""
+
+
 def test_arms_run_over_seeds_after_their_stages_and_are_not_run_again(tmp_path):
     claim, out, said = load_claim(claim_of(tmp_path)), tmp_path / "runs", []
     result = reproduce(claim, out, seeds=3, jobs=1, tell=said.append)
@@ -151,6 +169,22 @@ def test_a_stage_once_runs_for_all_seeds_and_scripts_beside_the_claim_are_found(
         load_claim(claim_of(tmp_path, arms={"old": {"command": ["x"], "once": True}, "new": arm}))
     with pytest.raises(RecipeError, match=r"arms\.model: a stage has that name"):
         load_claim(claim_of(tmp_path, arms={"old": arm, "new": arm, "model": arm}))
+
+
+def test_seeds_on_which_settings_were_found_are_not_run(tmp_path):
+    claim = load_claim(claim_of(tmp_path, tuned_on=[0, 2]))
+    assert claim.fingerprint != load_claim(claim_of(tmp_path)).fingerprint
+    result = reproduce(claim, tmp_path / "runs", seeds=2)
+    assert result["values"]["new"]["right"] == pytest.approx([0.81, 0.83])
+    assert sorted(folder.name for folder in (tmp_path / "runs").glob("new-*")) == ["new-1", "new-3"]
+    assert "0.83" in (tmp_path / "runs/report.html").read_text()
+    assert result["seeds"] == [1, 3]
+    assert claim.fingerprint == load_claim(claim_of(tmp_path, tuned_on=[2, 0, 2])).fingerprint
+    for wrong in ("zero", 0, [-1]):
+        with pytest.raises(RecipeError, match=r"tuned_on: must be a list of seeds, such as \[0\], got "):
+            load_claim(claim_of(tmp_path, tuned_on=wrong))
+    with pytest.raises(RecipeError, match="expect: must be a list, got 3"):
+        load_claim(claim_of(tmp_path, expect=3))
 
 
 def test_a_measure_may_be_of_some_arms_and_stages_alone(tmp_path):
@@ -298,12 +332,12 @@ def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
 def test_only_a_bundled_claims_result_is_kept_and_never_in_place_of_one_with_more_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_rewards.commands.outcome.claims", lambda: {"mine": tmp_path / "mine.yaml"})
     claim = load_claim(claim_of(tmp_path))
-    keep(claim, {"seeds": 5, "of": claim.fingerprint})
+    keep(claim, {"seeds": [0, 1, 2, 3, 4], "of": claim.fingerprint})
     with pytest.raises(RewardError, match="has 5 seeds, and this result 1"):
-        keep(claim, {"seeds": 1, "of": claim.fingerprint})
+        keep(claim, {"seeds": [0], "of": claim.fingerprint})
     (tmp_path / "other").mkdir()
     with pytest.raises(RewardError, match="only bundled claims have a place"):
-        keep(load_claim(claim_of(tmp_path / "other")), {"seeds": 5, "of": claim.fingerprint})
+        keep(load_claim(claim_of(tmp_path / "other")), {"seeds": [0], "of": claim.fingerprint})
 
 
 def test_the_words_of_a_claim_may_change_without_its_result(tmp_path):
@@ -378,13 +412,15 @@ def test_the_guides_claim_is_one(tmp_path):
 def test_the_command_lists_claims_and_prints_a_table_and_a_verdict(tmp_path):
     listed = CliRunner().invoke(app, ["reproduce"])
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in claims())
+    assert [line.split()[0] for line in listed.output.splitlines()] == ["claim", *claims()]  # a row a line
+    assert "](http" not in listed.output
     done = CliRunner().invoke(
         app, ["reproduce", claim_of(tmp_path), "--seeds", "2", "--jobs", "2", "--out", str(tmp_path / "runs")]
     )
     assert done.exit_code == 0, done.output
     assert "new is better than old" in done.output
     assert "right: new higher than old: +0.3 (+0.3 to +0.3), reproduced" in done.output
+    assert "0/6 model, seed 0 begins" in done.output
     assert "6/6 new, seed 1:" in done.output or "6/6 old, seed 1:" in done.output
     assert (tmp_path / "runs/mine/plot.png").is_file()
     assert (tmp_path / "runs/mine/report.html").is_file()

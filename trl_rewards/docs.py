@@ -15,7 +15,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 from trl_rewards.commands.claims import claims, load_claim
-from trl_rewards.commands.outcome import effects, kept
+from trl_rewards.commands.outcome import effects, kept, parts_reproduced, seeds_of
 from trl_rewards.commands.show import description, paper_of, place, recipes_of
 from trl_rewards.plugins import first_sentence, kinds, load_plugins
 from trl_rewards.recipe_files import bundled_recipes, recipe_folders
@@ -43,7 +43,8 @@ _CLAIMS_HEAD = """## Claims
 
 What the papers say, in miniature ([how](../docs/claims.md)). A difference is that of two arms, seed by seed, with
 its 95 % interval (Student's t). *Reproduced*: the whole interval is where the claim puts it; *direction only*: its
-mean is; *not reproduced*: neither. A claim with several parts is as good as the worst of them.
+mean is; *not reproduced*: neither. A claim with several parts is as good as the worst of them. With two runs at a time
+on two cores a claim took 0.57 to 0.71 of its CPU minutes here.
 
 """
 _KNOWN_HEAD = """
@@ -164,12 +165,12 @@ def claims_table() -> str:
     for name in claims():
         claim, result = load_claim(name), kept(name)
         paper = f"{name} [{claim.paper.rpartition('/')[2]}]({claim.paper})"
-        verdict, measured, minutes = "not run yet", "", ""
+        verdict, measured, minutes = "**not run yet**", "", ""
         if result is not None:
-            verdict, minutes = result["verdict"], f"{result['cpu_minutes']:.0f}"
-            measured = f"{'; '.join(effects(result))}; {result['seeds']} seeds"
+            verdict, minutes = f"**{result['verdict']}**{parts_reproduced(result)}", f"{result['cpu_minutes']:.0f}"
+            measured = f"{'; '.join(effects(result))}; {seeds_of(result)}"
         command, full = f"`trl-rewards reproduce {name}`", f"`{claim.full}`" if claim.full else ""
-        rows.append([paper, claim.claim, f"**{verdict}**", measured, claim.miniature, minutes, command, full])
+        rows.append([paper, claim.claim, verdict, measured, claim.miniature, minutes, command, full])
         known += [f"- `{name}`: {claim.caveat}\n"] if claim.caveat else []
     titles = ["paper", "claim", "verdict", "measured", "miniature", "CPU minutes", "command", "full size"]
     return _CLAIMS_HEAD + _markdown(titles, rows) + _KNOWN_HEAD + "".join(known)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -92,9 +93,14 @@ class Expectation:
         return 1 if self.direction in ("higher", "not_lower") else -1
 
     @property
+    def margin(self) -> float:
+        """How far on that side the difference must be; negative where so much on the other side does not count."""
+        return self.by if self.direction in ("higher", "lower") else -self.by
+
+    @property
     def line(self) -> float:
         """The difference from which on it is as expected."""
-        return self.sign * (self.by if self.direction in ("higher", "lower") else -self.by)
+        return self.sign * self.margin
 
     def __str__(self) -> str:
         margin = f" by {self.by:g}" if self.by else ""
@@ -122,14 +128,20 @@ class Claim:
     full: str | None = None
     """The full-size recipe."""
     caveat: str = ""
-    """What a reader must know, such as on which seed settings were found."""
+    """What a reader must know."""
+    tuned_on: list[int] = field(default_factory=list)
+    """Seeds on which its settings were found, which are not among those that it is judged by."""
 
     @property
     def fingerprint(self) -> str:
         """The same for claims that run and compare the same, whatever their words."""
-        parts = (self.stages, self.arms, self.measures, self.expect)
+        parts = (self.stages, self.arms, self.measures, self.expect, *sorted(set(self.tuned_on)))
         said = json.dumps(parts, default=dataclasses.asdict, sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def seeds(self, count: int) -> list[int]:
+        """The first `count` of 0, 1, … but for those of `tuned_on`."""
+        return list(itertools.islice((seed for seed in itertools.count() if seed not in self.tuned_on), count))
 
 
 def claims() -> dict[str, Path]:
@@ -170,9 +182,13 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
         if stage is not None and stage.recipe and (beside := file.parent / stage.recipe).is_file():
             stage.recipe = str(beside)
     measures = parts("measures", Measure, "{key: eval_reward}")
+    expected = raw.get("expect") or []
+    if not isinstance(expected, list):
+        problems.append(f"expect: must be a list, got {expected!r}")
+        expected = []
     expect = [
         parse_options(Expectation, f"expect[{at}]", entry or {}, problems, "{measure: right, arm: new, than: old}")
-        for at, entry in enumerate(raw.get("expect") or [])
+        for at, entry in enumerate(expected)
     ]
     for key in ("paper", "claim", "miniature"):
         if not isinstance(raw.get(key), str):
@@ -187,8 +203,11 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
         for name in found
         if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or name in RESERVED
     ]
-    known = {"paper", "claim", "miniature", "arms", "measures", "expect", "stages", "full", "caveat"}
+    known = {"paper", "claim", "miniature", "arms", "measures", "expect", "stages", "full", "caveat", "tuned_on"}
     problems += [f"{key}: unknown key{did_you_mean(key, known)}" for key in raw.keys() - known]
+    tuned_on = raw.get("tuned_on", [])
+    if not isinstance(tuned_on, list) or not all(type(seed) is int and seed >= 0 for seed in tuned_on):
+        problems.append(f"tuned_on: must be a list of seeds, such as [0], got {tuned_on!r}")
     for path, found in (("stages", stages), ("arms", arms)):
         for part, stage in found.items():
             above = list(stages) if path == "arms" else list(stages)[: list(stages).index(part)]
@@ -237,4 +256,5 @@ def _parse(raw: dict[str, Any], file: Path, source: str) -> Claim:
         stages=stages,
         full=raw.get("full"),
         caveat=raw.get("caveat") or "",
+        tuned_on=tuned_on,
     )

@@ -46,21 +46,22 @@ def judge(expectation: Expectation, difference: Interval, whole: bool = True) ->
     """One of VERDICTS: whether the whole interval of the difference is as expected, its mean alone, or neither.
 
     Not `whole`: some seeds have no number and are not in the difference, so it is no more than the direction."""
-    sign, line = expectation.sign, expectation.sign * expectation.line
+    sign, margin = expectation.sign, expectation.margin
     worst = sign * (difference.low if sign > 0 else difference.high)
     reaches = operator.gt if expectation.direction in ("higher", "lower") else operator.ge
-    if whole and reaches(worst, line):
+    if whole and reaches(worst, margin):
         return VERDICTS[0]
-    return VERDICTS[1] if reaches(sign * difference.mean, line) else VERDICTS[2]
+    return VERDICTS[1] if reaches(sign * difference.mean, margin) else VERDICTS[2]
 
 
 def summary(claim: Claim, folders: Mapping[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
     """What was measured: values of each arm over seeds, the differences that were expected, and the verdict.
 
     `folders`: {(arm or stage, seed): the folder of its run}. RewardError if runs never log what is measured."""
+    judged_by = claim.seeds(seeds)
     values = {
         arm: {
-            name: [measured(measure, folders[arm, seed]) for seed in range(seeds)]
+            name: [measured(measure, folders[arm, seed]) for seed in judged_by]
             for name, measure in claim.measures.items()
             if arm in (measure.arms or claim.arms)
         }
@@ -71,7 +72,7 @@ def summary(claim: Claim, folders: Mapping[tuple[str, int], Path], seeds: int) -
     return {
         "claim": claim.name,
         "of": claim.fingerprint,
-        "seeds": seeds,
+        "seeds": judged_by,
         "values": values,
         "expected": expected,
         "verdict": max((each["verdict"] for each in expected), key=VERDICTS.index),
@@ -154,8 +155,9 @@ def place_of(claim: Claim) -> Path:
 def keep(claim: Claim, result: Mapping[str, Any]) -> None:
     """Write a result beside its claim, where the table of claims finds it. RewardError if one has more seeds."""
     file, before = place_of(claim), kept(claim.name)
-    if before and before["of"] == claim.fingerprint and before["seeds"] > result["seeds"]:
-        raise RewardError(f"{file} has {before['seeds']} seeds, and this result {result['seeds']}; it is left alone")
+    if before and before["of"] == claim.fingerprint and len(before["seeds"]) > len(result["seeds"]):
+        counts = f"{len(before['seeds'])} seeds, and this result {len(result['seeds'])}"
+        raise RewardError(f"{file} has {counts}; it is left alone")
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -165,11 +167,25 @@ def kept(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def seeds_of(result: Mapping[str, Any]) -> str:
+    """Such as "5 seeds (0, 1, 2, 3, 4)"."""
+    count = len(result["seeds"])
+    return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, result['seeds']))})"
+
+
+def parts_reproduced(result: Mapping[str, Any]) -> str:
+    """How many of the expectations are, in brackets; nothing where all are or none is."""
+    verdicts = [each["verdict"] for each in result["expected"]]
+    count = verdicts.count(VERDICTS[0])
+    return f" ({count} of {len(verdicts)} parts reproduced)" if 0 < count < len(verdicts) else ""
+
+
 def effects(result: Mapping[str, Any]) -> list[str]:
     """The expected differences, each in a line with its verdict."""
     lines = []
     for each in result["expected"]:
-        some = f" ({each['seeds']} of {result['seeds']} seeds)" if each["seeds"] < result["seeds"] else ""
+        seeds = len(result["seeds"])
+        some = f" ({each['seeds']} of {seeds} seeds)" if each["seeds"] < seeds else ""
         lines.append(f"{each['what']}: {_difference(each['difference'])}{some}, {each['verdict']}")
     return lines
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trl_rewards import __version__
+from trl_rewards.commands.claim_page import write_claim
 from trl_rewards.commands.claims import Claim, Stage
 from trl_rewards.commands.outcome import summary
 from trl_rewards.errors import RecipeError, RewardError
+from trl_rewards.files import write_whole
 from trl_rewards.recipe import Recipe
 from trl_rewards.recipe_files import find_recipe
-from trl_rewards.report.claim import write_claim
 
 DONE, LOG, RESULT = "done", "log.txt", "result.json"
 """DONE has no suffix: a stage may leave a dataset in its folder, whose files are its splits."""
@@ -56,9 +57,10 @@ def jobs_of(claim: Claim, out: Path, seeds: int) -> list[list[Job]]:
         return Job(name, seed, stage, here, {**places, "out": here, "claims": claim.file.parent.resolve()})
 
     found = [
-        [job(name, stage, seed) for seed in range(1 if stage.once else seeds)] for name, stage in claim.stages.items()
+        [job(name, stage, seed) for seed in ([0] if stage.once else claim.seeds(seeds))]
+        for name, stage in claim.stages.items()
     ]
-    return [*found, [job(name, arm, seed) for seed in range(seeds) for name, arm in claim.arms.items()]]
+    return [*found, [job(name, arm, seed) for seed in claim.seeds(seeds) for name, arm in claim.arms.items()]]
 
 
 class Told(NamedTuple):
@@ -77,7 +79,9 @@ def reproduce(
     jobs: int | None = None,
     tell: Callable[[Told], None] = lambda told: None,
 ) -> dict[str, Any]:
-    """Run a claim's arms for seeds 0, 1, … and say what came out; `out` holds it as JSON, as plots and as a page.
+    """Run a claim's arms over seeds and say what came out; `out` holds it as JSON, as plots and as a page.
+
+    Seeds are 0, 1, … but for those on which the claim's settings were found.
 
     Runs that are there already and were made by the same recipe, settings and version are not made again. `jobs` runs
     go on at a time; None: as many as there are cores, each on one. `tell` is called whenever a run begins or ends.
@@ -87,7 +91,7 @@ def reproduce(
     out = Path(out)
     todo = jobs_of(claim, out, seeds)
     runs = list(itertools.chain.from_iterable(todo))
-    _check_recipes(claim, [run for run in runs if run.seed == 0])
+    _check_recipes(claim, [run for run in runs if run.stage.once or run.seed == runs[-1].seed])
     _Runs(jobs or _cores(), len(runs), tell).run(todo)
     result = summary(claim, {(run.name, run.seed): run.folder for run in runs}, seeds)
     seconds = sum(json.loads((run.folder / DONE).read_text())["cpu_seconds"] for run in runs)
@@ -166,9 +170,7 @@ class _Runs:
         if process.returncode:
             return self.stopped or self._ended(job, "failed", fine=False)
         seconds = usage.ru_utime + usage.ru_stime
-        unfinished = job.folder / f"{DONE}.unfinished"
-        unfinished.write_text(json.dumps({"mark": mark, "cpu_seconds": seconds}), encoding="utf-8")
-        unfinished.replace(job.folder / DONE)
+        write_whole(job.folder / DONE, json.dumps({"mark": mark, "cpu_seconds": seconds}))
         return self._ended(job, f"{seconds:.0f} CPU seconds")
 
     def _ended(self, job: Job, how: str, fine: bool = True) -> bool:
@@ -197,10 +199,12 @@ def _mark(folder: Path) -> str | None:
 
 
 def _files(job: Job, words: Sequence[str]) -> list[Path]:
-    """What a run is made by: its recipe, and the scripts that its words name, with what lies beside each of them."""
+    """What a run is made by: its recipe, the YAML files that its words name, and the scripts beside these and beside
+    the scripts that they name."""
     scripts = [Path(path) for word in words for path in re.findall(r"[^\s\"'\[\]{},]+\.py\b", word)]
     folders = {script.parent for script in scripts if script.is_file()}
     recipes = [Path(find_recipe(job.stage.recipe))] if job.stage.recipe else []
+    recipes += [file for word in words if word.endswith(".yaml") and (file := Path(word)).is_file()]
     folders |= {recipe.parent for recipe in recipes}
     return [*recipes, *sorted(file for folder in folders for file in folder.glob("*.py"))]
 

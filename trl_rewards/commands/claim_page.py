@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_rewards.commands.outcome import effects, interval, table
+from trl_rewards.commands.outcome import effects, interval, parts_reproduced, seeds_of, table
 from trl_rewards.report.drawing import theme
 from trl_rewards.report.page import PAGE, document, escape, number, picture
 from trl_rewards.report.run import METRICS, Curve, finite, read_lines
@@ -80,9 +80,10 @@ def _draw_dots(axes: Axes, values: Mapping[str, Sequence[float | None]], arms: S
         there = [value for value in found if value is not None]
         if there:
             mean, colour = interval(there), f"C{arms.index(arm)}"
-            reach = 0.0 if math.isinf(mean.low) else mean.high - mean.mean
             axes.plot([place] * len(there), there, "o", alpha=0.4, color=colour)
-            axes.errorbar(place, mean.mean, yerr=reach, fmt="_", color=colour, capsize=5, markersize=16)
+            if len(there) > 1:
+                reach = mean.high - mean.mean
+                axes.errorbar(place, mean.mean, yerr=reach, fmt="_", color=colour, capsize=5, markersize=16)
     axes.set_xticks(range(len(values)), list(values), rotation=20, parse_math=False)
     axes.margins(x=0.3)
 
@@ -99,6 +100,7 @@ def _draw_differences(axes: Axes, expected: Sequence[tuple[Expectation, Mapping[
         axes.errorbar(mean, place, xerr=reach, fmt="o", color="C0", capsize=4)
         axes.plot([each.line] * 2, [place - 0.4, place + 0.4], color="0.5", linewidth=1)
     axes.margins(x=0.15)
+    axes.locator_params(axis="x", nbins=4)
     low, high = axes.get_xlim()
     for place, (each, _) in enumerate(shown):
         wanted = (max(each.line, low), high) if each.sign > 0 else (low, min(each.line, high))
@@ -126,17 +128,19 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], arms: Sequen
 
 def _page(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job], light: bytes, dark: bytes) -> str:
     titles, rows = table(claim, result)
+    alone = "" if len(result["seeds"]) > 1 else ", by one seed, which decides nothing"
+    verdict = f"{result['verdict']}{parts_reproduced(result)}{alone}"
     differences = "".join(f"<li>{escape(line)}</li>" for line in effects(result))
     parts = [
-        f"<header><p class=kind>Claim in miniature</p><h1>{escape(claim.name)}: {escape(result['verdict'])}</h1>"
+        f"<header><p class=kind>Claim in miniature</p><h1>{escape(claim.name)}: {escape(verdict)}</h1>"
         f'<p><a href="{escape(claim.paper)}">{escape(claim.paper)}</a></p></header>',
         f"<p>{escape(claim.claim)}</p><p>{escape(claim.miniature)} {escape(claim.caveat)}</p>",
         f"<section><h2>Differences</h2><ul class=evidence>{differences}</ul><p class=caption>Means over "
-        f"{result['seeds']} seeds, taken seed by seed, with 95 % intervals (Student's t).</p></section>",
+        f"{seeds_of(result)}, taken seed by seed, with 95 % intervals (Student's t).</p></section>",
         f"<section><h2>Arms</h2><figure class=wide>{picture(light, dark, 'Measures of each arm')}"
         "<figcaption>Dots are seeds, bars their mean and its 95 % interval. Below, the differences that the claim "
-        "speaks of, with their intervals: shaded is the side where it expects them. Last, what runs logged over "
-        "steps, seeds as thin lines and their mean as a thick one.</figcaption></figure>",
+        "speaks of, with their intervals: shaded is the side where it expects them. Last, where runs logged "
+        "it often, measures over steps: seeds as thin lines and their mean as a thick one.</figcaption></figure>",
         f"{_table(titles, rows)}</section>",
         f"<section><h2>Runs</h2>{_runs(claim, result, arms)}</section>",
         f"<section><h2>The claim's file</h2><pre>{escape(claim.file.read_text(encoding='utf-8'))}</pre></section>",
@@ -154,7 +158,8 @@ def _runs(claim: Claim, result: Mapping[str, Any], arms: Sequence[Job]) -> str:
         where = os.path.relpath(file, job.folder.parent)
         name = f'<a href="{escape(where)}">{escape(job)}</a>' if file.is_file() else escape(job)
         found = result["values"][job.name]
-        rows.append((name, *(number(found[each][job.seed]) if each in found else "" for each in claim.measures)))
+        at = result["seeds"].index(job.seed)
+        rows.append((name, *(number(found[each][at]) if each in found else "" for each in claim.measures)))
     return _table(("run", *claim.measures), rows, escaped=True)
 
 
