@@ -208,6 +208,15 @@ def test_validate_reports_data_and_policy_together(command, write):
     assert "dataset_name: no file './none.jsonl'" in err
 
 
+def test_validate_reports_a_missing_dataset_beside_wrong_options(command, write):
+    recipe = write("recipe.yaml", RECIPE + "dataset_name: bundled:tinny\nmax_steps: many\n")
+    status, _, err = command("validate", recipe)
+    assert status == 1
+    assert "2 problems" in err
+    assert "max_steps: must be" in err
+    assert "dataset_name: no bundled model or data called 'tinny'; there is tiny" in err
+
+
 def test_validate_says_that_a_hub_dataset_was_not_looked_at(command, write):
     recipe = write("recipe.yaml", RECIPE + "dataset_name: trl-lib/tldr\n")
     status, out, _ = command("validate", recipe)

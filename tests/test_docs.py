@@ -47,12 +47,11 @@ def test_every_paper_with_a_component_has_a_recipe_for_a_cpu():
 
 
 def test_every_folder_with_a_gpu_recipe_has_one_for_24_gb_and_one_for_80():
-    named: dict[str, set[str]] = {}
+    named: dict[str, set[float | None]] = {}
     for name, file in bundled_recipes().items():
         if "gpu" in name:
-            cards = re.findall(r"GPUs? of (\d+) GB", file.read_text(encoding="utf-8"))
-            named.setdefault(name.split("/")[0], set()).update(cards)
-    assert {folder for folder, cards in named.items() if not {"24", "80"} <= cards} == set()
+            named.setdefault(name.split("/")[0], set()).add(named_card(file.read_text(encoding="utf-8")))
+    assert {folder for folder, cards in named.items() if not {24, 80} <= cards} == set()
 
 
 def test_gpu_recipes_fit_the_card_that_they_name():

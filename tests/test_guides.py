@@ -41,6 +41,11 @@ def python_of(guide: str) -> str:
     return "\n\n".join(blocks(guide, "python"))
 
 
+def write_made(folder: Path) -> None:
+    for name, told in MADE.items():
+        (folder / name).write_text(python_of(told))
+
+
 def imported(guide: str, folder: Path, monkeypatch) -> ModuleType:
     """The Python of a guide, run."""
     name = "guide_" + re.sub(r"\W", "_", guide)
@@ -56,8 +61,7 @@ RECIPES = [(guide, text) for guide in GUIDES if guide != "claims.md" for text in
 def test_a_guides_recipe_is_valid(guide, text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    for name, told in MADE.items():
-        (tmp_path / name).write_text(python_of(told))
+    write_made(tmp_path)
     Recipe.load(file, {"use_cpu": True})
 
 
@@ -151,7 +155,7 @@ NOT_OURS = ("vllm", "lmdeploy", "sglang.launch_server")  # servers, which are no
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_guides_command_exists_with_its_options(words):
+def test_a_guides_command_exists_with_its_options(words, tmp_path, monkeypatch):
     match words:
         case ["trl-rewards", name, *rest]:
             context = typer.main.get_command(app).commands[name].make_context(name, rest)  # as it is, but not run
@@ -160,6 +164,8 @@ def test_a_guides_command_exists_with_its_options(words):
                 with pytest.raises(RecipeError, match="did you mean 'weight'"):
                     Recipe.load(recipe, context.args)
             elif recipe in bundled_recipes():
+                write_made(tmp_path)
+                monkeypatch.chdir(tmp_path)
                 Recipe.load(recipe, [*context.args, "--use_cpu", "true"])
         case ["accelerate", "launch", *rest] | ["torchrun", *rest]:
             assert "recipes/train.py" in rest or rest[:2] == ["-m", "trl_rewards.train"]
@@ -171,8 +177,9 @@ def test_a_guides_command_exists_with_its_options(words):
             if name.startswith("trl_rewards"):
                 source = Path(found.origin).read_text(encoding="utf-8")
                 assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
-        case ["python", script] if script != "-m":
-            assert (ROOT / script).is_file()
+        case ["python", script, *rest] if script != "-m":
+            source = (ROOT / script).read_text(encoding="utf-8")
+            assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
         case ["pip", "install", "-e", what]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert what.removeprefix(".[").removesuffix("]") in extras

@@ -79,13 +79,18 @@ def load_splits(
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _BUILDERS} if path.is_dir() else {}
     if files:
         return _read_files(files, streaming, option)
-    if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
+    if named_as_file(name):
         raise RecipeError([f"{option}: no file {name!r} in {looked_in(base_dir)}"])
     try:
         loaded = datasets.load_dataset(name, name=config, streaming=streaming)
     except (OSError, ValueError) as error:  # unreachable, unknown, or not a dataset
         raise RecipeError([f"{option}: {name!r} is no local file, and the Hub says: {error}"]) from error
     return loaded
+
+
+def named_as_file(name: str) -> bool:
+    """Whether the name of a dataset is that of a file or folder, there or not, and of none on the Hub."""
+    return name.startswith((".", "/", "~")) or Path(name).suffix in _BUILDERS
 
 
 def _read_files(files: dict[str, Path], streaming: bool, option: str) -> Any:

@@ -36,7 +36,12 @@ class AlarmStop(RuntimeError):
     """A recipe's alarm ended the run, as it says; what was trained is saved."""
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that one was probably meant for."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
+    meant = closest(word, known)
+    return f", did you mean {meant!r}?" if meant else ""

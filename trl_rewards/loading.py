@@ -25,7 +25,7 @@ from trl_rewards.components import (
     TokenReward,
     Tool,
 )
-from trl_rewards.errors import PluginError, RecipeError, did_you_mean
+from trl_rewards.errors import PluginError, RecipeError, closest, did_you_mean
 from trl_rewards.events import run_async
 from trl_rewards.plugins import component_class, load_target
 from trl_rewards.samples import Failed, Samples
@@ -131,14 +131,17 @@ def check_options(cls: type, options: dict[str, Any]) -> list[str]:
 
     known = {option.name: option for option in options_of(cls)}
     problems = []
+    mistyped = set()
     for name in options:
         if name not in known:
+            mistyped.add(closest(name, known))
             wanted = ", ".join(known) or "no options"
             problems.append(f"with: unknown option {name!r}{did_you_mean(name, known)} (it takes {wanted})")
     types = option_types(cls)
     for name, option in known.items():
         if name not in options:
-            if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
+            required = option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+            if required and name not in mistyped:
                 problems.append(f"with: {name} is required ({type_name(types[name])})")
             continue
         try:

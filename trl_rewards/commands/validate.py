@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from trl_rewards.components import resolve_path
 from trl_rewards.errors import RecipeError
 from trl_rewards.recipe import Recipe
+from trl_rewards.recipe_files import apply_overrides, find_recipe, read_yaml
 from trl_rewards.trl_keys import parse_trl
 
 
 def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
     """Lines that say what was checked and what could not be. Raises RecipeError with every problem."""
-    recipe = Recipe.load(config, overrides)
-    from trl_rewards.data import BUNDLED, load_recipe_data
+    try:
+        recipe = Recipe.load(config, overrides)
+    except RecipeError as error:
+        raise RecipeError([*error.problems, *_missing_dataset(config, overrides)], config) from None
+    from trl_rewards.data import load_recipe_data
 
     script, _, model, mixture = parse_trl(recipe)
     if recipe.trains_policy:
@@ -35,9 +39,7 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
     needed = "policy" if recipe.trains_policy else "model"
     problems = [] if model.model_name_or_path else [f"model_name_or_path: a {needed} is needed"]
     name = script.dataset_name or ""
-    local = name.startswith((BUNDLED, ".", "/", "~")) or name.endswith((".json", ".jsonl", ".csv", ".parquet"))
-    local = local or os.path.isdir(resolve_path(name, recipe.base_dir))
-    if not name or local:
+    if not name or _local(name, recipe.base_dir):
         try:
             splits = load_recipe_data(recipe, script, mixture)
         except RecipeError as error:
@@ -54,3 +56,31 @@ def validate(config: str, overrides: Sequence[str] = ()) -> list[str]:
     if problems:
         raise RecipeError(problems, config)
     return [*lines, f"signature: {recipe.signature}", "ok"]
+
+
+def _local(dataset: str, base_dir: str) -> bool:
+    """Whether a dataset is looked for here, and not on the Hub."""
+    from trl_rewards.data import BUNDLED, named_as_file
+
+    named = dataset.startswith(BUNDLED) or named_as_file(dataset)
+    return named or os.path.isdir(resolve_path(dataset, base_dir))
+
+
+def _missing_dataset(config: str, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with the place of the dataset, where something else is wrong with the recipe besides."""
+    from trl_rewards.data import load_splits
+
+    try:
+        file = find_recipe(config)
+        raw = read_yaml(file, config)
+    except RecipeError:
+        return []
+    apply_overrides(raw, overrides)
+    name, folder = raw.get("dataset_name"), os.path.dirname(os.path.abspath(file))
+    if not isinstance(name, str) or not _local(name, folder):
+        return []
+    try:
+        load_splits(name, folder)
+    except RecipeError as error:
+        return error.problems
+    return []
