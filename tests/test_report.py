@@ -347,7 +347,7 @@ def test_the_running_mean_is_centred_and_shorter_at_the_ends():
     assert running_mean([1.0, 2.0], 1) == [1.0, 2.0]
 
 
-def table(sources=("bleuberi", "length"), width=120, terminal=False):
+def table(sources=("bleuberi", "length"), width=140, terminal=False):
     file = io.StringIO()
     return LiveTable(sources, "tiny with GRPOTrainer", Console(file=file, width=width, force_terminal=terminal)), file
 
@@ -359,8 +359,7 @@ def run_table(live, lines, max_steps=10):
     live.on_train_end(args_for("out"), at(lines[-1][0], max_steps), None)
 
 
-def test_a_log_is_one_aligned_line_with_every_source(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+def test_a_log_is_one_aligned_line_with_every_source():
     live, file = table()
     run_table(live, [(1, logs()), (2, logs(2))])
     lines = file.getvalue().splitlines()
@@ -416,10 +415,9 @@ def test_an_evaluation_has_its_own_labelled_line_and_closing_values():
 
 
 @pytest.mark.parametrize("width", [100, 160])
-def test_many_sources_wrap_and_all_are_printed(monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", str(width))
+def test_many_sources_wrap_and_all_are_printed(width):
     names = [f"source_number_{index:02}" for index in range(20)]
-    live, file = table(names)
+    live, file = table(names, width)
     run_table(live, [(1, logs(sources=names))])
     body = file.getvalue().split("sources")[1].split("\n", 1)[1].split("stopped:")[0]
     assert all(name in body for name in names)

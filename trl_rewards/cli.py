@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trl_rewards.errors import PluginError, RecipeError, RewardError, did_you_mean
+from trl_rewards.terminal import ROW_A_LINE, output_console
 
 if TYPE_CHECKING:
     from trl_rewards.commands.reproduce import Told
@@ -81,6 +83,8 @@ def plan(
     else:
         _table(("GiB", *PHASES), made.rows(), folds=0)
         print("".join(f"\n{note}" for note in made.notes))
+        if card is not None:
+            print(f"{'fits' if made.fits(card) else 'does not fit'} a card of {card:g} GiB")
         print(f"fits a card of {made.card} GiB" if made.card else "fits no usual card")
     if card is not None and not made.fits(card):
         raise typer.Exit(1)
@@ -613,16 +617,24 @@ def reproduce(
 ) -> None:
     """Run a paper's claim in miniature: arms over seeds, a table, a verdict and a plot. Without a name: list them."""
     from trl_rewards.commands.claims import claims, load_claim
-    from trl_rewards.commands.outcome import effects, keep, kept, place_of, table
+    from trl_rewards.commands.outcome import effects, keep, kept, parts_reproduced, place_of, table
 
     loaded = [load_claim(name) for name in (claims() if every or not names else names)]
     if not names and not every:
-        verdicts = {each.name: (kept(each.name) or {"verdict": "not run yet"})["verdict"] for each in loaded}
-        rows = [(each.name, each.paper.rpartition("/")[2], verdicts[each.name], each.claim) for each in loaded]
-        _table(("claim", "of", "verdict", "what"), rows)
+        rows = []
+        for claim in loaded:
+            result = kept(claim.name)
+            verdict = result["verdict"] if result else "not run yet"
+            minutes = f"{result['cpu_minutes']:.0f}" if result else ""
+            what = re.sub(r"\[(\w+)\]\([^)]*\)", r"\1", claim.claim)  # without the addresses of links
+            rows.append((claim.name, claim.paper.rpartition("/")[2], verdict, minutes, what))
+        _table(("claim", "of", "verdict", "CPU minutes", "what"), rows)
         return
+    from trl_rewards.commands.claim_page import PAGE, PLOT
     from trl_rewards.commands.reproduce import reproduce as run
-    from trl_rewards.report.claim import PAGE, PLOT
+    from trl_rewards.train import quieten_libraries
+
+    quieten_libraries()
 
     for claim in loaded if save else ():
         place_of(claim)
@@ -644,7 +656,8 @@ def reproduce(
             raise typer.Exit(130) from None
         print()
         _table(*table(claim, result), folds=0)
-        print("", *effects(result), f"{result['verdict']} ({result['cpu_minutes']:.0f} CPU minutes)", sep="\n")
+        verdict = f"{result['verdict']}{parts_reproduced(result)}, {result['cpu_minutes']:.0f} CPU minutes"
+        print("", *effects(result), verdict, sep="\n")
         print(f"plot   {folder / PLOT}\nreport {folder / PAGE}\n")
     if failed:
         raise RewardError("; ".join(failed))
@@ -652,7 +665,7 @@ def reproduce(
 
 @contextmanager
 def _progress() -> Generator[Callable[[Told], None]]:
-    """A bar under the lines of runs that ended; without a terminal, the lines alone."""
+    """A bar under the lines of runs that ended; without a terminal, lines of those that begin too."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -670,6 +683,8 @@ def _progress() -> Generator[Callable[[Told], None]]:
             progress.update(bar, completed=told.done, total=told.total, description="; ".join(told.running))
             if told.ended:
                 progress.console.print(f"{told.done}/{told.total} {told.ended}", highlight=False)
+            elif not progress.console.is_terminal:
+                progress.console.print(f"{told.done}/{told.total} {told.running[-1]} begins", highlight=False)
 
         yield tell
 
@@ -685,7 +700,8 @@ def new(
 
     target = write_plugin(name, folder or Path(name), kind)
     component = name.replace("-", "_")
-    print(f"wrote {target}\n\n  cd {target}\n  pip install -e . && pytest\n  trl-rewards show {component}")
+    print(f"wrote {target}\n\n  cd {target}\n  pip install -e . pytest && python -m pytest")
+    print(f"  trl-rewards show {component}")
 
 
 @app.command()
@@ -702,7 +718,6 @@ def report(run_dir: Path) -> None:
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], folds: int | None = None) -> None:
     """`folds`: the column that gives way where the terminal is narrow; the last one, if nobody says."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -710,7 +725,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], folds: int 
         table.add_column(title, overflow="fold", no_wrap=index != (len(header) - 1 if folds is None else folds))
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    Console().print(table)
+    output_console(ROW_A_LINE).print(table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from trl_rewards.terminal import output_console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 HEADER_EVERY = 20
-PLAIN_WIDTH = 140
-"""Columns of a line when stdout is no terminal and COLUMNS is not set."""
 NOTABLE_CHANGE = 0.05
 """Abstentions are noted when their share moved by this much since the last note: some sources always abstain on some
 rows, and a line that never changes hides the one that does. Failures are noted on every line."""
@@ -56,9 +55,7 @@ class LiveTable(TrainerCallback):
 
     def __init__(self, sources: Sequence[str] = (), title: str = "", console: Console | None = None):
         """`sources` are the names of the reward sources, in the order to show; those found in the logs are added."""
-        from rich.console import Console
-
-        self._console = console or Console(highlight=False)
+        self._console = console or output_console()
         self._sources = list(sources)
         self._title = title
         self._seen: set[str] = set()
@@ -153,7 +150,7 @@ class LiveTable(TrainerCallback):
             self._since_header = 0
 
     def _print_header(self, max_steps: int) -> None:
-        self._lines = lay_out(self._columns(), self._width() - _lead_width(max_steps))
+        self._lines = lay_out(self._columns(), self._console.width - _lead_width(max_steps))
         lead = f"{'step':<{_step_width(max_steps)}}  {'elapsed':>7}  {'left':>7}"
         self._print("")
         for index, line in enumerate(self._lines):
@@ -187,7 +184,7 @@ class LiveTable(TrainerCallback):
             note.append("  !! " + _say(failed), "bold red")
         if holes:
             note.append("  ! " + _say(holes), "yellow")
-        if note and rows and len(rows[-1]) + len(note) <= self._width():
+        if note and rows and len(rows[-1]) + len(note) <= self._console.width:
             rows[-1].append_text(note)
         elif note:
             rows.append(Text(" " * _step_width(state.max_steps)).append_text(note))
@@ -205,11 +202,6 @@ class LiveTable(TrainerCallback):
             holes[f"{name} abstained"] = missing - share if missing - share > 1e-6 else 0.0
         holes["no total"] = _finite(values.get("rewards/total/missing")) or 0.0
         return failed, holes
-
-    def _width(self) -> int:
-        if self._console.is_terminal:
-            return self._console.width
-        return int(os.environ.get("COLUMNS", PLAIN_WIDTH))
 
     def _print(self, line: str, style: str = "") -> None:
         from rich.text import Text

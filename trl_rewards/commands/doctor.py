@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from trl_rewards.commands.probes import COPY, answers_in, probes, right_answers
 from trl_rewards.commands.score import policy_loading, policy_tokenizer, set_up, split_of, token_ids
 from trl_rewards.commands.select import recorded
 from trl_rewards.components import RewardBatch
-from trl_rewards.console import PLAIN_WIDTH
 from trl_rewards.data import load_recipe_data, load_splits, map_columns, model_path
 from trl_rewards.errors import RecipeError, RewardError
 from trl_rewards.loading import build
@@ -29,6 +27,7 @@ from trl_rewards.pipeline import Pipeline
 from trl_rewards.recipe import Recipe, Spec
 from trl_rewards.samples import Samples, as_completion, completion_text
 from trl_rewards.scoring import World, failures, score_sources
+from trl_rewards.terminal import output_console
 from trl_rewards.trl_keys import parse_trl
 
 SMALL = 200 * 2**20
@@ -351,12 +350,9 @@ def _probe(
 
 def show(diagnosis: Diagnosis) -> None:
     """Print it: tables where there are figures, and the findings."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=int(os.environ.get("COLUMNS", PLAIN_WIDTH)))
+    console = output_console()
     console.print(Text(f"{diagnosis.rows} answers to {diagnosis.prompts} prompts: {diagnosis.answers}"))
     for table in _tables(diagnosis):
         console.print("")
