@@ -25,6 +25,8 @@ from trl_rewards.testing import make_samples, run_reward
         ("Be detailed.", "Yes, and here is why that is so, in many more words.", "Yes."),
         ("Prefer polite answers.", "Thank you, please come in.", "Come in."),
         ("Give numbers.", "There are 3 of 12.", "There are some."),
+        ("Its sums are right.", "3 + 4 = 7, 7 - 2 = 5", "3 + 4 = 7, 7 - 2 = 4"),
+        ("Its sums are right.", "The result is 7.", "3 + 4 = 8"),
         ("Use a bullet list.", "- one\n- two", "one, two"),
         ("Show enthusiasm with exclamation marks.", "Great!!", "Great."),
         ("Avoid exclamation marks.", "Great.", "Great!!"),

@@ -1,8 +1,8 @@
 """A scripted judge: an OpenAI-compatible server that follows simple rules, for tests and for trying recipes out.
 
 It is not a model and understands nothing. It looks for some words in the criteria it is sent (short, long, polite,
-digits, list, exclamation, capitals, question, reference), measures each completion by what they name, and answers in
-the form of the question: of this project's judges (also of single steps, and of pairs in one letter, with
+digits, sums, list, exclamation, capitals, question, reference), measures each completion by what they name, and
+answers in the form of the question: of this project's judges (also of single steps, and of pairs in one letter, with
 log-probabilities), or of RewardAnything. Asked for the first wrong step of a solution, it checks its sums.
 
     python -m trl_rewards.models.scripted_judge --port 8765
@@ -28,11 +28,22 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 POLITE = re.compile(r"\b(?:please|thanks?|thank you|sorry|welcome|kindly|glad|happy to|of course)\b", re.IGNORECASE)
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_SUM = re.compile(r"(?<![\w.])(\d+) ([-+*]) (\d+) = (-?\d+)\b")
+
+
+def right_sums(text: str) -> list[bool]:
+    """Whether each sum of a text, such as "3 + 4 = 7", is right."""
+    found = _SUM.findall(text)
+    return [_OPERATORS[sign](int(left), int(right)) == int(result) for left, sign, right, result in found]
+
+
 RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share of what they ask for, in [0, 1]
     r"\b(?:short|concise|brief|succinct)": lambda text: 20 / (20 + len(text.split())),
     r"\b(?:long|detailed|thorough)": lambda text: len(text.split()) / (20 + len(text.split())),
     r"\b(?:polite|courteous|friendly|kind|warm)": lambda text: min(len(POLITE.findall(text)) / 3, 1.0),
     r"\b(?:digit|number)": lambda text: min(len(re.findall(r"\d+", text)) / 3, 1.0),
+    r"\bsums?\b": lambda text: fmean(right_sums(text) or [True]),
     r"\b(?:list|bullet)": lambda text: min(len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) / 3, 1.0),
     r"\b(?:exclamation|enthusias)": lambda text: min(text.count("!") / 3, 1.0),
     r"\b(?:upper-?case|capital)": lambda text: sum(map(str.isupper, text)) / max(sum(map(str.isalpha, text)), 1),
@@ -40,10 +51,8 @@ RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share o
 }
 _NEGATED = re.compile(r"\b(?:no|not|avoid|without|never|fewer|less|few)\b[^.,;]{0,25}$", re.IGNORECASE)
 _FENCED = re.compile(r"^<([\w-]+)-([0-9a-f]{16})>\n(.*)\n</\1-\2>$", re.MULTILINE)
-_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 STEP_POINTS = 6
 """The highest score of a step."""
-_SUM = re.compile(r"(?<![\w.])(\d+) ([-+*]) (\d+) = (-?\d+)\b")
 _SCALE = re.compile(r"\bScale: (-?\d+(?:\.\d+)?) to (-?\d+(?:\.\d+)?)")
 
 
@@ -114,12 +123,12 @@ def first_wrong(steps: Iterable[str]) -> int:
     that was the result of none before; -1 without one."""
     results: set[int] = set()
     for number, step in enumerate(steps):
-        sums = _SUM.findall(step)
-        if any(_OPERATORS[sign](int(left), int(right)) != int(result) for left, sign, right, result in sums):
+        sums = right_sums(step)
+        if not all(sums):
             return number
         if not sums and not {int(stated) for stated in re.findall(r"-?\d+", step)} <= results:
             return number
-        results |= {int(result) for *_, result in sums}
+        results |= {int(result) for *_, result in _SUM.findall(step)}
     return -1
 
 
