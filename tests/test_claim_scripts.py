@@ -75,6 +75,23 @@ def test_the_claims_policy_is_taught_replies_that_can_be_read(monkeypatch):
     assert 0.8 < sum(right) / 200 < 1
 
 
+def test_slips_are_as_likely_in_every_step_and_carry_on(monkeypatch):
+    slips = script("slips", monkeypatch)
+    rng, taken = random.Random(0), set()
+    asked = slips.questions(rng, 300, taken)
+    assert {question.text for question in asked} == taken
+    wrong = [0] * slips.STEPS
+    for question in asked:
+        said = slips.reply(rng, question)
+        sums = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", said)
+        assert [(sign, right) for _, sign, right, _ in sums] == re.findall(r" ([-+*]) (\d+) =", question.think)
+        assert [left for left, *_ in sums[1:]] == [result for *_, result in sums[:-1]]
+        assert said.endswith(f"{sums[-1][-1]}.</answer>")
+        for place, (left, sign, right, result) in enumerate(sums):
+            wrong[place] += slips.quiz.apply(sign, int(left), int(right)) != int(result)
+    assert all(0.12 < each / 300 < 0.28 for each in wrong)
+
+
 @pytest.fixture
 def bnpo(monkeypatch):
     return script("bnpo", monkeypatch)

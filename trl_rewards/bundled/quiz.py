@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trl_rewards.bundled import load_data
@@ -185,8 +186,9 @@ def chain_steps(rng, start: int, operations: list[tuple[str, int]], slip_at: int
     return "\n".join(lines), str(value)
 
 
-def chain(rng: random.Random) -> Question:
-    steps = rng.choice([2, 2, 3, 3, 4])
+def chain(rng: random.Random, lengths: Sequence[int] = (2, 2, 3, 3, 4)) -> Question:
+    """A sum of several steps; `lengths` are those of which one is drawn."""
+    steps = rng.choice(lengths)
     start = rng.randint(3, 40)
     style = rng.choice(["start", "story", "formula"])
     operations = chain_operations(rng, start, steps, doubling=style == "start")
