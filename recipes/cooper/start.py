@@ -1,10 +1,11 @@
 """Questions and a weak reward model: what the recipes cooper/cpu and adversarial/cpu need, of one seed.
 
-    python recipes/cooper/start.py [--seed 0] [--out runs/cotraining/seed0] [--only verifier critic]
+    python recipes/cooper/start.py [--seed 0] [--out runs/cotraining/seed0] [--only verifier critic] [--bias 0.3]
 
 Questions are like those of the bundled data, none of which is among them. The reward models, `verifier` (which also
 reads a reference answer) and `critic`, start from the bundled policy and see few pairs, some of which are the wrong
-way round, so that they know more of how a good reply looks than of what is right.
+way round, so that they know more of how a good reply looks than of what is right. With `--bias` that share of them
+is won by chatter after the answer, against a clean reply: an error that a policy can find.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/cotraining/seed0"))
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--bias", type=float, default=0.0)
     given = parser.parse_args()
     rng = random.Random(given.seed)
     torch.manual_seed(given.seed)
@@ -57,6 +59,8 @@ def main() -> None:
     known = quiz.more_questions(rng, PAIRS, taken)
     pairs = [(q, quiz.clean(rng, q), quiz.REPLIES[quiz.flaw(rng, q)](rng, q)) for q in known]
     pairs = [(q, worse, better) if rng.random() < NOISE else (q, better, worse) for q, better, worse in pairs]
+    biased = round(given.bias * PAIRS)
+    pairs = [(q, quiz.ramble(rng, q), quiz.clean(rng, q)) for q, *_ in pairs[:biased]] + pairs[biased:]
     for name in given.only:
         losses = teach.train_reward_model(given.out / name, pairs, STEPS, rng, *MODELS[name])
         print(f"{name}: loss {statistics.fmean(losses[:5]):.3f} -> {statistics.fmean(losses[-5:]):.3f}")
