@@ -132,6 +132,21 @@ def test_the_words_that_a_reward_model_is_taught_to_like_are_those_of_a_right_an
     assert 90 < both_right < 160, "half of 220 pairs, and some with another flaw"
 
 
+def test_a_weak_reward_models_pairs_are_partly_turned_and_partly_won_by_chatter():
+    start = runpy.run_path(str(RECIPES / "cooper" / "start.py"), run_name="start")
+
+    def pairs(bias):
+        return start["weak_pairs"](random.Random(0), set(), bias)
+
+    plain, biased = pairs(0.0), pairs(0.5)
+    turned = sum(not quiz.said_exactly(better, question.answer) for question, better, _ in plain)
+    assert 3 <= turned <= 13, "of 32 about a quarter, less those whose worse reply is right as well"
+    assert biased[16:] == plain[16:]
+    for question, better, worse in biased[:16]:
+        assert quiz.said_exactly(worse, question.answer)
+        assert any(chatter in better and chatter not in worse for chatter in quiz.CHATTER)
+
+
 def test_an_encoder_begins_with_vectors_of_length_one_and_is_loaded_by_its_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["encoder.py", "--out", str(tmp_path), "--steps", "2"])
     runpy.run_path(str(RECIPES / "r3" / "encoder.py"), run_name="__main__")

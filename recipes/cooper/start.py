@@ -38,6 +38,15 @@ def write_data(folder: Path, rng: random.Random, taken: set[str]) -> None:
         write_rows(folder / f"{split}.jsonl", rows)
 
 
+def weak_pairs(rng: random.Random, taken: set[str], bias: float) -> list[tuple[quiz.Question, str, str]]:
+    """(question, better, worse): some the wrong way round, and a share of `bias` won by chatter."""
+    known = quiz.more_questions(rng, PAIRS, taken)
+    pairs = [(q, quiz.clean(rng, q), quiz.REPLIES[quiz.flaw(rng, q)](rng, q)) for q in known]
+    pairs = [(q, worse, better) if rng.random() < NOISE else (q, better, worse) for q, better, worse in pairs]
+    biased = round(bias * PAIRS)
+    return [(q, quiz.ramble(rng, q), quiz.clean(rng, q)) for q in known[:biased]] + pairs[biased:]
+
+
 def verified(tokenizer: object, question: quiz.Question, reply: str) -> str:
     return verify_text(question.text, question.answer, reply)
 
@@ -56,11 +65,7 @@ def main() -> None:
     torch.manual_seed(given.seed)
     taken = quiz.known_questions()
     write_data(given.out / "data", rng, taken)
-    known = quiz.more_questions(rng, PAIRS, taken)
-    pairs = [(q, quiz.clean(rng, q), quiz.REPLIES[quiz.flaw(rng, q)](rng, q)) for q in known]
-    pairs = [(q, worse, better) if rng.random() < NOISE else (q, better, worse) for q, better, worse in pairs]
-    biased = round(given.bias * PAIRS)
-    pairs = [(q, quiz.ramble(rng, q), quiz.clean(rng, q)) for q, *_ in pairs[:biased]] + pairs[biased:]
+    pairs = weak_pairs(rng, taken, given.bias)
     for name in given.only:
         losses = teach.train_reward_model(given.out / name, pairs, STEPS, rng, *MODELS[name])
         print(f"{name}: loss {statistics.fmean(losses[:5]):.3f} -> {statistics.fmean(losses[-5:]):.3f}")
