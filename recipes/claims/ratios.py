@@ -22,7 +22,7 @@ from trl_rewards.train import build_trainer
 
 METHODS = {"stable": {}, "plain": {"advantage": {"use": "reinforce_plus_plus"}, "pre_clip": False}}
 SHARE, SIZE = 1 / 64, 100.0
-STEPS = 12
+STEPS = 32
 
 
 class Finite(TrainerCallback):
@@ -40,8 +40,8 @@ class Finite(TrainerCallback):
 
 
 def train(out: Path, recipe: Path, seed: int, by: str) -> None:
-    """Write the share of the updates that had a finite gradient."""
-    settings = {"output_dir": str(out), "seed": seed, "max_steps": STEPS, "eval_strategy": "no"}
+    """Write the share of the updates that had a finite gradient, and, as every run does, what answers are worth."""
+    settings = {"output_dir": str(out), "seed": seed, "max_steps": STEPS, "eval_steps": STEPS, "eval_on_start": True}
     whole = Recipe.load(recipe, [f"--{key}={value}" for key, value in settings.items()])
     trainer, _ = build_trainer(Recipe.parse(whole.raw | METHODS[by]))
     generator = torch.Generator().manual_seed(seed)
@@ -49,6 +49,8 @@ def train(out: Path, recipe: Path, seed: int, by: str) -> None:
 
     def planted(inputs: Any) -> Any:
         batch = scored(inputs)
+        if not trainer.model.training:
+            return batch
         logps = batch["old_per_token_logps"]
         hit = torch.rand(logps.shape, generator=generator) < SHARE
         sign = torch.rand(logps.shape, generator=generator).sub(0.5).sign()
