@@ -70,6 +70,16 @@ def make_sentencepiece_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", bos_token="<s>")
 
 
+def round_to_4_bits(model) -> None:
+    """Round the weights of a float32 model's layers, not of its head, as bitsandbytes' nf4 does."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for part in model.model.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.weight.data = dequantize_4bit(*quantize_4bit(part.weight.data, quant_type="nf4"))
+
+
 @pytest.fixture(scope="session")
 def policy_path(tmp_path_factory) -> str:
     """A random one-layer Qwen3 policy with its tokenizer."""

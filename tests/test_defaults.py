@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from tests.conftest import round_to_4_bits
 from trl_rewards import RecipeError, RewardError, load_advantage, load_combiner, load_reward, load_shaper
 from trl_rewards.components import Context, RewardBatch
 from trl_rewards.defaults.accuracy import final_answer, inner_answer
@@ -585,21 +586,24 @@ def test_model_refuses_options_that_make_no_sense(options, complaint):
 
 
 @pytest.mark.slow
-def test_model_in_4_bit_scores_near_the_full_one(reward_model_path, tmp_path):
-    pytest.importorskip("bitsandbytes")
+def test_model_in_4_bit_scores_by_its_rounded_weights(reward_model_path, tmp_path):
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
     torch.manual_seed(2)
     wide = {"hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.2}  # a block of nf4 is 64 weights
-    config = Qwen2Config.from_pretrained(reward_model_path, **wide)
-    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(reward_model_path).save_pretrained(tmp_path)
+    classifier = Qwen2ForSequenceClassification(Qwen2Config.from_pretrained(reward_model_path, **wide))
+    full, rounded = str(tmp_path / "full"), str(tmp_path / "rounded")
+    classifier.save_pretrained(full)
+    round_to_4_bits(classifier)
+    classifier.save_pretrained(rounded)
+    for folder in (full, rounded):
+        AutoTokenizer.from_pretrained(reward_model_path).save_pretrained(folder)
     samples = make_samples(TEXTS, prompts=["the dog "] * len(TEXTS))
-    full = torch.tensor(model(str(tmp_path)).score(samples))
-    reward = model(str(tmp_path), load_in_4bit=True)
-    quantised = torch.tensor(reward.score(samples))
+    reward = model(full, load_in_4bit=True)
+    scores = reward.score(samples)
     assert type(reward._scorer.head.backbone.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    assert 0 < (full - quantised).abs().max() < full.std()
+    assert scores == pytest.approx(model(rounded).score(samples), abs=1e-4)
+    assert scores != pytest.approx(model(full).score(samples), abs=1e-2)
 
 
 @pytest.mark.slow

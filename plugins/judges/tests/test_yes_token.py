@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rewards_judges.yes_token import AGAINST_REFERENCE, ALONE, YesNo, read_yes, spellings, yes_probability
 
+from tests.conftest import round_to_4_bits
 from trl_rewards import Context, Failed, RewardError, load_reward
 from trl_rewards.loading import build
 from trl_rewards.models import fill
@@ -29,10 +30,12 @@ def yes_token(path, **options):
     return load_reward("yes_token", model=path, dtype="float32", device="cpu", **options)
 
 
-def forward(path, text):
+def forward(path, text, in_4bit=False):
     """Probabilities of all tokens after a user's message, and the tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    if in_4bit:
+        round_to_4_bits(model)
     chat = [{"role": "user", "content": text}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     with torch.no_grad():
@@ -40,9 +43,9 @@ def forward(path, text):
     return logits.softmax(dim=-1), tokenizer
 
 
-def wanted(path, text, words=WORDS):
+def wanted(path, text, words=WORDS, in_4bit=False):
     """p(yes) and p(no) by a plain forward pass."""
-    probabilities, tokenizer = forward(path, text)
+    probabilities, tokenizer = forward(path, text, in_4bit)
     return [sum(probabilities[tokenizer.convert_tokens_to_ids(w)].item() for w in words[k]) for k in ("yes", "no")]
 
 
@@ -94,13 +97,13 @@ def test_it_keeps_its_contract(judge_path):
 
 
 @pytest.mark.slow
-def test_four_bits_are_read_as_the_quantised_model_has_them(judge_path):
-    reward = yes_token(judge_path, template="{completion}", load_in_4bit=True)
+def test_four_bits_are_read_as_the_quantised_model_has_them(judge_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("trl_rewards_judges.yes_token.YesModel._encode", _noting(asked))
     (exact,) = run_reward(yes_token(judge_path, template="{completion}"), make_samples(["the cat"]))
-    (score,) = run_reward(reward, make_samples(["the cat"]))
-    assert 0 < score < 1
-    assert score != exact
-    assert score == pytest.approx(exact, abs=0.1)
+    (score,) = run_reward(yes_token(judge_path, template="{completion}", load_in_4bit=True), make_samples(["the cat"]))
+    assert score != pytest.approx(exact, abs=1e-3)
+    assert score == pytest.approx(wanted(judge_path, asked[-1], in_4bit=True)[0], abs=1e-4)
 
 
 def test_a_word_that_is_no_token_and_a_model_without_a_template_are_refused(judge_path, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -17,6 +16,7 @@ from transformers import (
 from trl_rewards_process.formats import LAYOUTS, encode_steps
 from trl_rewards_process.reasonflux import step_rewards
 
+from tests.conftest import round_to_4_bits
 from trl_rewards import Context, Failed, Pipeline, Recipe, RecipeError, RewardError, Samples, load_reward
 from trl_rewards.steps import aggregate
 from trl_rewards.testing import check_reward, make_samples
@@ -46,14 +46,11 @@ def prm(path, format, **options):
 
 
 def released_qwen(path, question, steps, system, in_4bit=False):
-    """Scores as the model card computes them: at every token with the tag's id. `in_4bit`: with the weights
-    of all layers but the head's rounded as bitsandbytes does."""
+    """Scores as the model card computes them: at every token with the tag's id."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-    for part in model.model.modules() if in_4bit else ():
-        if isinstance(part, torch.nn.Linear):
-            packed = quantize_4bit(part.weight.data, quant_type="nf4")
-            part.weight.data = dequantize_4bit(*packed)
+    if in_4bit:
+        round_to_4_bits(model)
     messages = [{"role": "system", "content": system}] if system else []
     messages += [
         {"role": "user", "content": question},
