@@ -587,6 +587,7 @@ def test_model_refuses_options_that_make_no_sense(options, complaint):
 
 @pytest.mark.slow
 def test_model_in_4_bit_scores_by_its_rounded_weights(reward_model_path, tmp_path):
+    pytest.importorskip("bitsandbytes")
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
     torch.manual_seed(2)
