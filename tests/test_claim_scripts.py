@@ -78,7 +78,7 @@ def test_the_claims_policy_is_taught_replies_that_can_be_read(monkeypatch):
 def test_slips_are_as_likely_in_every_step_and_carry_on(monkeypatch):
     slips = script("slips", monkeypatch)
     rng, taken = random.Random(0), set()
-    asked = slips.questions(rng, 300, taken)
+    asked = slips.quiz.more_questions(rng, 300, taken, slips.long_sum)
     assert {question.text for question in asked} == taken
     wrong = [0] * slips.STEPS
     for question in asked:

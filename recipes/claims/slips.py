@@ -1,5 +1,5 @@
-"""The bundled policy, brought to sums of six steps in each of which it may slip, and such sums: what clip-delta.yaml,
-ppr.yaml and prime.yaml begin with.
+"""The bundled policy, brought to sums of six steps in each of which it may slip, and such sums: what clip-delta.yaml
+and ppr.yaml begin with.
 
     python recipes/claims/slips.py --out runs/slips
 
@@ -24,21 +24,14 @@ SLIPS = 0.2
 SIZES = {"test": 160, "train": 800}
 
 
-def questions(rng: random.Random, count: int, taken: set[str]) -> list[Question]:
-    """Different ones; their texts are added to `taken`, which has none of them."""
-    found: list[Question] = []
-    while len(found) < count:
-        question = quiz.chain(rng, [STEPS])
-        if question.text not in taken:
-            taken.add(question.text)
-            found.append(question)
-    return found
+def long_sum(rng: random.Random) -> Question:
+    return quiz.chain(rng, [STEPS])
 
 
 def reply(rng: random.Random, question: Question) -> str:
     """In form, with slips; drawn anew where they lead below zero, since the questions have no negative numbers."""
     while True:
-        value, lines = int(question.think.split()[0]), []
+        value, values, lines = int(question.think.split()[0]), [], []
         for line in question.think.splitlines():
             _, symbol, number, *_ = line.split()
             result = quiz.apply(symbol, value, int(number))
@@ -46,7 +39,8 @@ def reply(rng: random.Random, question: Question) -> str:
                 result = quiz.near(rng, result)
             lines.append(f"{value} {symbol} {number} = {result}")
             value = result
-        if "-" not in "".join(line.replace(" - ", "") for line in lines):
+            values.append(value)
+        if min(values) >= 0:
             return quiz.tagged("\n".join(lines), rng.choice(question.sentences).replace("{}", str(value)))
 
 
@@ -54,9 +48,10 @@ def main() -> None:
     given, rng = teach.command_line(__doc__, "runs/slips", steps=200)
     taken = quiz.known_questions()
     for split, size in SIZES.items():
-        write_rows(given.out / "data" / f"{split}.jsonl", map(quiz.row, questions(rng, size, taken)))
+        asked = quiz.more_questions(rng, size, taken, long_sum)
+        write_rows(given.out / "data" / f"{split}.jsonl", map(quiz.row, asked))
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    taught = questions(rng, 32 * given.steps, taken)
+    taught = quiz.more_questions(rng, 32 * given.steps, taken, long_sum)
     replies = [(teach.prompt_text(tokenizer, question.text), reply(rng, question)) for question in taught]
     teach.fine_tune(given.out, replies, rng)
 

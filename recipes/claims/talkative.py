@@ -9,9 +9,7 @@ dropping them as a part of wrong ones.
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
 
 from trl_rewards.bundled import quiz, teach
 
@@ -28,11 +26,8 @@ def reply(rng: random.Random, question: quiz.Question) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=120, help="of 64 replies")
-    given = parser.parse_args()
-    teach.bring_to(given.out, reply, given.steps, random.Random(0), quiz.known_questions())
+    given, rng = teach.command_line(__doc__, "runs/talkative", steps=120)
+    teach.bring_to(given.out, reply, given.steps, rng, quiz.known_questions())
 
 
 if __name__ == "__main__":

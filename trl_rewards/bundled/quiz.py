@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from trl_rewards.bundled import load_data
@@ -385,12 +385,18 @@ def distinct_questions(rng: random.Random, sizes: dict[str, int], taken: set[str
     return questions
 
 
-def more_questions(rng: random.Random, count: int, taken: set[str]) -> list[Question]:
-    """Different questions, as often of each kind as in the data; their texts are added to `taken`, which has none."""
-    kinds, weights = list(TRAIN_SIZES), list(TRAIN_SIZES.values())
+def usual(rng: random.Random) -> Question:
+    """A question of any kind, as often of each as in the data."""
+    return TASKS[rng.choices(list(TRAIN_SIZES), list(TRAIN_SIZES.values()))[0]](rng)
+
+
+def more_questions(
+    rng: random.Random, count: int, taken: set[str], draw: Callable[[random.Random], Question] = usual
+) -> list[Question]:
+    """Different questions; their texts are added to `taken`, which has none of them."""
     found: list[Question] = []
     while len(found) < count:
-        question = TASKS[rng.choices(kinds, weights)[0]](rng)
+        question = draw(rng)
         if question.text not in taken:
             taken.add(question.text)
             found.append(question)

@@ -32,10 +32,12 @@ _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _SUM = re.compile(r"(?<![\w.])(\d+) ([-+*]) (\d+) = (-?\d+)\b")
 
 
-def right_sums(text: str) -> list[bool]:
-    """Whether each sum of a text, such as "3 + 4 = 7", is right."""
-    found = _SUM.findall(text)
-    return [_OPERATORS[sign](int(left), int(right)) == int(result) for left, sign, right, result in found]
+def sums_of(text: str) -> list[tuple[int, bool]]:
+    """Of each sum of a text, such as "3 + 4 = 7", the result that it states, and whether that is right."""
+    return [
+        (int(result), _OPERATORS[sign](int(left), int(right)) == int(result))
+        for left, sign, right, result in _SUM.findall(text)
+    ]
 
 
 RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share of what they ask for, in [0, 1]
@@ -43,7 +45,7 @@ RULES: dict[str, Callable[[str], float]] = {  # words in the criteria -> share o
     r"\b(?:long|detailed|thorough)": lambda text: len(text.split()) / (20 + len(text.split())),
     r"\b(?:polite|courteous|friendly|kind|warm)": lambda text: min(len(POLITE.findall(text)) / 3, 1.0),
     r"\b(?:digit|number)": lambda text: min(len(re.findall(r"\d+", text)) / 3, 1.0),
-    r"\bsums?\b": lambda text: fmean(right_sums(text) or [True]),
+    r"\bsums?\b": lambda text: fmean([right for _, right in sums_of(text)] or [True]),
     r"\b(?:list|bullet)": lambda text: min(len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) / 3, 1.0),
     r"\b(?:exclamation|enthusias)": lambda text: min(text.count("!") / 3, 1.0),
     r"\b(?:upper-?case|capital)": lambda text: sum(map(str.isupper, text)) / max(sum(map(str.isalpha, text)), 1),
@@ -123,12 +125,12 @@ def first_wrong(steps: Iterable[str]) -> int:
     that was the result of none before; -1 without one."""
     results: set[int] = set()
     for number, step in enumerate(steps):
-        sums = right_sums(step)
-        if not all(sums):
+        sums = sums_of(step)
+        if not all(right for _, right in sums):
             return number
         if not sums and not {int(stated) for stated in re.findall(r"-?\d+", step)} <= results:
             return number
-        results |= {int(result) for *_, result in _SUM.findall(step)}
+        results |= {result for result, _ in sums}
     return -1
 
 

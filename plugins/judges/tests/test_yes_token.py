@@ -102,6 +102,7 @@ def test_four_bits_are_read_as_the_quantised_model_has_them(judge_path, monkeypa
     monkeypatch.setattr("trl_rewards_judges.yes_token.YesModel._encode", _noting(asked))
     (exact,) = run_reward(yes_token(judge_path, template="{completion}"), make_samples(["the cat"]))
     (score,) = run_reward(yes_token(judge_path, template="{completion}", load_in_4bit=True), make_samples(["the cat"]))
+    assert 0 < score < 1
     assert score != pytest.approx(exact, abs=1e-3)
     assert score == pytest.approx(wanted(judge_path, asked[-1], in_4bit=True)[0], abs=1e-4)
 
